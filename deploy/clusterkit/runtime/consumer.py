@@ -1,0 +1,124 @@
+"""The worker's consumer: no message ends the worker, and none disappears for being unreadable.
+
+Celery 5.7 acknowledges (forgets) a message that cannot be decoded, and a known task name with a body
+that is no task ends the worker's main process, then the next worker's. Here both go to the dead
+letters, with a line in the log that says why.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import celery.worker.consumer
+from celery.utils.log import get_logger
+
+from clusterkit.runtime.settings import weakened
+
+if TYPE_CHECKING:
+    import logging
+    from collections.abc import Callable
+
+    from kombu import Connection, Message
+
+logger: logging.Logger = get_logger(__name__)
+
+#: args, kwargs and embed (callbacks, errbacks, chain, chord) of Celery's message protocol 2.
+BODY_PARTS = 3
+
+
+class MalformedTaskError(ValueError):
+    """A message names a task but does not carry one."""
+
+
+class Consumer(celery.worker.consumer.Consumer):
+    """Celery's consumer, with dead letters for what cannot run and events that never block."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        for name, (has, should) in weakened(self.app).items():
+            logger.warning("setting %s is %r; tasks can be lost: the kit sets %r", name, has, should)
+
+    def connection_for_read(self, heartbeat: float | None = None) -> Connection:
+        """Return the connection that tasks and control commands arrive on."""
+        return self.ensure_connected(_without_confirms(self.app.connection_for_read(heartbeat=heartbeat)))
+
+    def connection_for_write(self, url: str | None = None, heartbeat: float | None = None) -> Connection:
+        """Return the connection that the worker's own events leave on."""
+        return self.ensure_connected(
+            _without_confirms(self.app.connection_for_write(url=url, heartbeat=heartbeat))
+        )
+
+    def on_decode_error(self, message: Message, exc: Exception) -> None:
+        """Send a message that cannot be decoded to the dead letters; Celery would acknowledge it."""
+        self._to_dead_letters(message, exc)
+
+    def create_task_handler(self, *args: Any, **kwargs: Any) -> Callable[[Message], Any]:
+        """Return what handles each arriving message."""
+        handle = super().create_task_handler(*args, **kwargs)
+        connection_trouble = (*self.connection_errors, *self.channel_errors)
+
+        def on_task_received(message: Message) -> Any:
+            try:
+                _check(message)
+            except Exception as error:  # noqa: BLE001 - a decoder may raise anything
+                return self._to_dead_letters(message, error)
+            try:
+                return handle(message)
+            except connection_trouble:
+                raise
+            except Exception as error:
+                if message.acknowledged:
+                    raise
+                return self._to_dead_letters(message, error)
+
+        return on_task_received
+
+    def _to_dead_letters(self, message: Message, error: Exception) -> None:
+        logger.critical(
+            "message to the dead letters: %s: %s (task %r, id %r, content type %r, routing key %r)",
+            type(error).__name__,
+            error,
+            (message.headers or {}).get("task"),
+            (message.headers or {}).get("id"),
+            message.content_type,
+            (message.delivery_info or {}).get("routing_key"),
+        )
+        message.reject_log_error(logger, self.connection_errors)
+
+
+def _without_confirms(connection: Connection) -> Connection:
+    """Turn publisher confirms off on the main process's own connections.
+
+    What leaves on them (events, heartbeats, replies to control commands) may be lost, and must not
+    block the main process while the broker holds publishers back: with confirms it would stand still
+    until the alarm is over, its tasks with it.
+    """
+    connection.transport_options = {**connection.transport_options, "confirm_publish": False}
+    return connection
+
+
+def _check(message: Message) -> None:
+    """Raise unless ``message`` is one that Celery's strategies can take.
+
+    The payload is decoded once and kept by the message, so a good one costs no second decoding.
+    """
+    headers = message.headers or {}
+    if "task" not in headers:
+        return  # protocol 1 or no task at all: Celery tells them apart, and rejects the latter
+    if not isinstance(headers.get("id"), str):
+        raise MalformedTaskError("the message has no task id")
+    limits = headers.get("timelimit")
+    if limits is not None and not (
+        isinstance(limits, (list, tuple)) and len(limits) == len(("hard", "soft"))
+    ):
+        raise MalformedTaskError("timelimit is not [hard, soft]")
+    payload = message.payload
+    if isinstance(payload, dict):  # hybrid of protocols 1 and 2, checked by Celery
+        return
+    if not isinstance(payload, (list, tuple)) or len(payload) != BODY_PARTS:
+        raise MalformedTaskError(f"the body is not [args, kwargs, embed] but {type(payload).__name__}")
+    args, kwargs, embed = payload
+    if not (isinstance(args, (list, tuple)) and isinstance(kwargs, dict)):
+        raise MalformedTaskError("args is not a list, or kwargs is not an object")
+    if not (embed is None or isinstance(embed, dict)):
+        raise MalformedTaskError("embed is not an object")

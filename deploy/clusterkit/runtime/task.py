@@ -1,0 +1,72 @@
+"""The base class of every task in an app that called ``configure``."""
+
+from __future__ import annotations
+
+import math
+from datetime import datetime
+from typing import Any
+
+import celery
+import celery.worker.request
+from billiard.einfo import ExceptionInfo, ExceptionWithTraceback
+
+#: Seconds. Delayed delivery counts whole seconds and refuses less than one (kombu 5.7: ValueError).
+SHORTEST_DELAY = 1
+
+
+class TaskMemoryError(RuntimeError):
+    """A task ran out of memory; says what Python said."""
+
+
+class Request(celery.worker.request.Request):
+    """A task at a worker, which survives what the task does."""
+
+    def on_failure(
+        self,
+        exc_info: ExceptionInfo,
+        send_failed_event: bool = True,  # noqa: FBT001, FBT002 - Celery's signature
+        return_ok: bool = False,  # noqa: FBT001, FBT002
+    ) -> Any:
+        """Handle a failed task; a MemoryError counts as one.
+
+        Celery 5.7 raises it again in the worker's main process and ends the whole worker (celery
+        #10462); with late acknowledgement the message then ends the next worker as well.
+        """
+        return super().on_failure(_without_memory_error(exc_info), send_failed_event, return_ok)
+
+
+def _without_memory_error(exc_info: ExceptionInfo) -> ExceptionInfo:
+    exception = exc_info.exception
+    if isinstance(exception, ExceptionWithTraceback):
+        exception = exception.exc
+    if not isinstance(exception, MemoryError):
+        return exc_info
+    try:
+        raise TaskMemoryError(str(exception) or "the task ran out of memory")  # noqa: TRY301 - for its traceback
+    except TaskMemoryError:
+        replacement = ExceptionInfo()
+    replacement.traceback = exc_info.traceback  # where the task was, not where this is
+    return replacement
+
+
+class Task(celery.Task):
+    """Celery's task with the kit's request class and delays that quorum queues can hold."""
+
+    abstract = True
+    Request = "clusterkit.runtime.task:Request"
+
+    def apply_async(
+        self,
+        args: Any = None,
+        kwargs: Any = None,
+        **options: Any,
+    ) -> Any:
+        """Publish the task; a delay below one second becomes one second, never earlier than asked."""
+        countdown, eta = options.get("countdown"), options.get("eta")
+        if countdown is not None and countdown > 0:
+            options["countdown"] = max(SHORTEST_DELAY, math.ceil(countdown))
+        elif isinstance(eta, datetime) and eta.tzinfo is not None:
+            seconds = (eta - self.app.now()).total_seconds()
+            if 0 < seconds < SHORTEST_DELAY:
+                options["eta"], options["countdown"] = None, SHORTEST_DELAY
+        return super().apply_async(args, kwargs, **options)
