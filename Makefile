@@ -30,7 +30,7 @@ json := $(if $(filter 1,$(JSON)),--json)
 
 .DEFAULT_GOAL := help
 .PHONY: help cluster-up cluster-status cluster-check cluster-logs cluster-restart cluster-down \
-        cluster-destroy submit flower test lint format requirements
+        cluster-destroy submit flower test lint format reference requirements
 
 ##@ Help
 help: ## list the targets
@@ -80,6 +80,9 @@ lint: .venv/.ready-dev ## ruff, mypy --strict, ansible-lint
 format: .venv/.ready-dev ## format the Python code
 	@.venv/bin/ruff format .
 	@.venv/bin/ruff check --fix-only --quiet .
+
+reference: .venv/.ready ## write docs/reference/ from the kit's own models
+	@.venv/bin/python -m clusterkit.ops.reference
 
 requirements: .venv/.ready-dev ## pin the newest versions that requirements/*.in allow, with hashes
 	@cd requirements && for name in bootstrap worker control dev; do \

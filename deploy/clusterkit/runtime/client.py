@@ -8,6 +8,7 @@ print(client.wait(result, timeout=60))
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import sys
 import time
@@ -30,6 +31,7 @@ from clusterkit.runtime.errors import (
     InterruptedByUserError,
     NoClusterError,
     TaskFailedError,
+    UnknownTaskError,
     WaitTimeoutError,
 )
 from clusterkit.runtime.settings import join
@@ -61,12 +63,26 @@ def connect(
         ClusterUnreachableError: the broker or the result store did not answer.
     """
     file = ClusterFile.load(path or find_file(cluster or os.environ.get("CLUSTER") or DEFAULT_CLUSTER))
+    if app:
+        _check_tasks(app, file)
     app = join(app or configure(Celery("client")), file)
     app.set_current()
     app.conf.clusterkit_cluster_file = file
     _check_broker(app, file.cluster, timeout)
     _check_result_store(app, file.cluster, timeout)
     return app
+
+
+def _check_tasks(app: Celery, file: ClusterFile) -> None:
+    """Raise if nothing of ``app`` runs on the cluster: its tasks would wait for ever."""
+    app.loader.import_default_modules()
+    own = {name for name in app.tasks if not name.startswith(("celery.", "clusterkit."))}
+    if own and not own & file.tasks.keys():
+        raise UnknownTaskError(
+            f"cluster {file.cluster!r} runs the app {file.celery_app}, which has none of the tasks"
+            f" of this script ({', '.join(sorted(own)[:3])}, ...)",
+            next_step="python clients/submit.py --list lists what it has",
+        )
 
 
 def find_file(cluster: str) -> Path:
@@ -206,26 +222,32 @@ def argument_parser(description: str | None, **options: Any) -> argparse.Argumen
 
 def run(main: Callable[[], int | None]) -> NoReturn:
     """Run a script's ``main`` and end the process: errors become two lines and an exit code."""
+    code = _outcome(main)
+    # Results still alive at the interpreter's end would print tracebacks: their clean-up imports modules.
+    gc.collect()
+    sys.exit(code)
+
+
+def _outcome(main: Callable[[], int | None]) -> int:
     try:
-        sys.exit(main() or 0)
+        return main() or 0
     except ClusterkitError as error:
-        report(error)
-        sys.exit(error.exit_code)
+        return report(error)
     except celery.exceptions.QueueNotFound as error:
-        report(BadInputError(str(error), next_step="queues are declared in the cluster's group_vars"))
-        sys.exit(BadInputError.exit_code)
+        return report(BadInputError(str(error), next_step="queues are declared in the cluster's group_vars"))
     except (OperationalError, redis.exceptions.RedisError) as error:
-        report(ClusterUnreachableError(str(error), next_step="make cluster-status"))
-        sys.exit(ClusterUnreachableError.exit_code)
+        return report(ClusterUnreachableError(str(error), next_step="make cluster-status"))
     except BrokenPipeError:  # | head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
+        return 0
     except KeyboardInterrupt:
-        sys.exit(InterruptedByUserError.exit_code)
+        message = "interrupted before everything was sent"
+        return report(InterruptedByUserError(message, next_step="start it again: what was sent goes on"))
 
 
-def report(error: ClusterkitError) -> None:
-    """Print an error and the next step on standard error."""
+def report(error: ClusterkitError) -> int:
+    """Print an error and the next step on standard error; return its exit code."""
     print(f"error: {error}", file=sys.stderr)  # noqa: T201 - this is a script's voice
     if error.next_step:
         print(f"next:  {error.next_step}", file=sys.stderr)  # noqa: T201
+    return error.exit_code

@@ -23,12 +23,15 @@ def manifest(app: Celery) -> dict[str, Any]:
     """Return ``{"tasks": {name: queue or None}}`` of an app with all its task modules imported."""
     app.loader.import_default_modules()
     app.finalize()
-    tasks = {
-        name: getattr(task, "queue", None)
-        for name, task in sorted(app.tasks.items())
-        if not name.startswith("celery.")
-    }
+    tasks = {name: _queue(app, name) for name in sorted(app.tasks) if not name.startswith("celery.")}
     return {"tasks": tasks}
+
+
+def _queue(app: Celery, name: str) -> str | None:
+    """Return where the app's routes send ``name``, else the queue its task names, else None."""
+    route = app.amqp.router.lookup_route(name, (), {}, {}, app.tasks[name]) or {}
+    queue = route.get("queue") or getattr(app.tasks[name], "queue", None)
+    return getattr(queue, "name", queue)
 
 
 def main() -> None:

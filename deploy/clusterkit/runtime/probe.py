@@ -16,7 +16,7 @@ PROBE = "clusterkit.probe"
 def register(app: Celery) -> None:
     """Add the probe to ``app``."""
 
-    @app.task(name=PROBE, bind=True, ignore_result=False)  # type: ignore[untyped-decorator]
+    @app.task(name=PROBE, bind=True, ignore_result=False, shared=False)  # type: ignore[untyped-decorator]
     def probe(task: celery.Task, note: str = "") -> dict[str, str | int]:
         """Return who ran it: node name, process, release; and ``note`` as it came."""
         return {

@@ -75,6 +75,7 @@ NO_LOSS: Final[dict[str, Any]] = {
 #: What is chosen for the operator, not for safety.
 OPERATION: Final[dict[str, Any]] = {
     "worker_send_task_events": True,  # Flower shows tasks by their events
+    "result_extended": True,  # a result tells its task's name and worker node
     "redbeat_key_prefix": "clusterkit:redbeat:",
     "beat_scheduler": "redbeat.RedBeatScheduler",
     # Seconds: a scheduler looks this often; another takes over when the lock is this old.

@@ -1,0 +1,5 @@
+"""``python -m clusterkit``."""
+
+from clusterkit.ops.cli import main
+
+main()

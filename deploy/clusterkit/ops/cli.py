@@ -1,0 +1,308 @@
+"""The command ``clusterkit``: parses, calls, prints. What it does is in the modules beside it."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import webbrowser
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import click
+import typer
+from rich.console import Console
+
+from clusterkit.ops import inventory
+from clusterkit.ops.errors import ClusterUnhealthyError
+from clusterkit.runtime import client
+from clusterkit.runtime.errors import BadInputError, ClusterkitError, InterruptedByUserError, NoClusterError
+
+if TYPE_CHECKING:
+    from clusterkit.ops.model import Cluster
+
+#: The checkout. The command belongs to one: clusters, roles and clients are its files.
+ROOT = Path(__file__).resolve().parents[3]
+
+EXIT_CODES = """
+Exit codes: 0 done; 2 usage; 3 inventory; 4 preflight (nothing was changed); 5 deployment;
+6 the cluster does not answer; 7 it answers but is not well; 8 the app's release; 9 the task failed;
+10 unknown task; 11 no result in time; 12 not confirmed by the broker; 13 no such cluster; 130 interrupted.
+"""
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=True,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help=f"Deploys and operates Celery clusters that lose no task.\n{EXIT_CODES}",
+)
+cluster_commands = typer.Typer(
+    no_args_is_help=True, rich_markup_mode=None, help="Bring a cluster up, look at it, take it down."
+)
+app.add_typer(cluster_commands, name="cluster")
+
+stdout = Console()
+stderr = Console(stderr=True)
+
+
+def _complete(incomplete: str) -> list[str]:
+    return [name for name in inventory.clusters(ROOT) if name.startswith(incomplete)]
+
+
+ClusterName = Annotated[
+    str,
+    typer.Option(
+        "--cluster",
+        "-c",
+        envvar="CLUSTER",
+        metavar="NAME|DIRECTORY",
+        autocompletion=_complete,
+        help="Inventory below deploy/clusters/, or the path of one.",
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", envvar="YES", help="Do not ask.")]
+
+
+def _load(name: str) -> Cluster:
+    cluster = inventory.load(name, ROOT)
+    for warning in cluster.warnings:
+        stderr.print(f"[yellow]warning[/] {warning}", highlight=False, soft_wrap=True)
+    return cluster
+
+
+def _print_json(value: Any) -> None:
+    typer.echo(json.dumps(value, indent=2))
+
+
+@cluster_commands.command()
+def up(cluster: ClusterName = client.DEFAULT_CLUSTER, as_json: Json = False) -> None:
+    """Make the hosts what the inventory says, and prove it with probe tasks.
+
+    Running it again changes only what differs, and starts what is down.
+
+    \b
+    Examples:
+      clusterkit cluster up
+      clusterkit cluster up --cluster lab
+      clusterkit cluster up --cluster ~/inventories/production
+    """
+    from clusterkit.ops import deployment, status
+
+    loaded = _load(cluster)
+    done = deployment.up(loaded, stderr)
+    if as_json:
+        _print_json(
+            {
+                "cluster": loaded.name,
+                "changes": done.changes,
+                "seconds": round(done.seconds, 1),
+                "release": done.release,
+                "probes_ms": done.probes.answers,
+                "urls": status.urls(loaded),
+            }
+        )
+        return
+    status.show_deployed(loaded, done, stdout)
+
+
+@cluster_commands.command("status")
+def show_status(cluster: ClusterName = client.DEFAULT_CLUSTER, as_json: Json = False) -> None:
+    """Show services, worker nodes and queues; exit code 7 when something is not as it should be.
+
+    \b
+    Examples:
+      clusterkit cluster status
+      clusterkit cluster status --json | jq '.nodes[] | {name, pool, running}'
+    """
+    from clusterkit.ops import deployment, status
+
+    found = deployment.status_of(_brought_up(cluster))
+    if as_json:
+        _print_json(found.to_json())
+    else:
+        status.show(found, stdout)
+    if found.problems:
+        raise ClusterUnhealthyError(
+            f"{len(found.problems)} problem(s) with cluster {found.cluster!r}: {found.problems[0]}",
+            next_step=f"make cluster-up CLUSTER={cluster} starts what is down; cluster-logs says why",
+        )
+
+
+@cluster_commands.command()
+def check(
+    cluster: ClusterName = client.DEFAULT_CLUSTER,
+    deadline: Annotated[float, typer.Option(help="Seconds every worker node has to answer.")] = 30.0,
+    as_json: Json = False,
+) -> None:
+    """Send a probe task through every queue of every worker node and wait for all to come back.
+
+    \b
+    Examples:
+      clusterkit cluster check
+      clusterkit cluster check --deadline 120   # behind a backlog
+    """
+    from clusterkit.ops import deployment, status
+
+    probes = deployment.check(_brought_up(cluster), deadline)
+    if as_json:
+        _print_json({"complete": probes.complete, "answers_ms": probes.answers, "missing": probes.missing})
+    else:
+        status.show_probes(probes, stdout)
+    if not probes.complete:
+        raise ClusterUnhealthyError(
+            "\n  ".join(["not every worker node answered:", *probes.describe_missing()]),
+            next_step=f"make cluster-status CLUSTER={cluster}; a backlog also delays probes (--deadline)",
+        )
+
+
+@cluster_commands.command()
+def logs(
+    cluster: ClusterName = client.DEFAULT_CLUSTER,
+    service: Annotated[
+        str, typer.Option("--service", "-s", help="Only this service, such as worker-cpu.")
+    ] = "",
+    lines: Annotated[int, typer.Option("--lines", "-n", min=1, help="Last lines of each service.")] = 20,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Go on as lines come, until Ctrl-C.")
+    ] = False,
+) -> None:
+    """Show the services' last log lines.
+
+    \b
+    Examples:
+      clusterkit cluster logs
+      clusterkit cluster logs --service worker-cpu --follow
+    """
+    from clusterkit.ops import logfiles
+
+    logfiles.show(_brought_up(cluster), service, lines=lines, follow=follow, console=stdout)
+
+
+@cluster_commands.command()
+def restart(
+    services: Annotated[list[str] | None, typer.Argument(help="Services to restart; default: all.")] = None,
+    cluster: ClusterName = client.DEFAULT_CLUSTER,
+) -> None:
+    """Restart services one after the other; running tasks finish first, as long as stop_timeout allows.
+
+    \b
+    Examples:
+      clusterkit cluster restart
+      clusterkit cluster restart worker-cpu flower
+    """
+    from clusterkit.ops import deployment
+
+    for name in deployment.restart(_brought_up(cluster), services or [], stderr):
+        stdout.print(f"restarted {name}", highlight=False)
+
+
+@cluster_commands.command()
+def down(cluster: ClusterName = client.DEFAULT_CLUSTER) -> None:
+    """Stop every service. Messages, results and settings stay for the next up.
+
+    \b
+    Examples:
+      clusterkit cluster down
+    """
+    from clusterkit.ops import deployment
+
+    loaded = _brought_up(cluster)
+    deployment.down(loaded, stderr)
+    stdout.print(
+        f"cluster {loaded.name} is down; its data stays in {loaded.home}. Again: make cluster-up",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+@cluster_commands.command()
+def destroy(cluster: ClusterName = client.DEFAULT_CLUSTER, yes: Yes = False) -> None:
+    """Stop every service and remove all that was made for the cluster: messages, results, secrets.
+
+    The distribution's packages stay.
+
+    \b
+    Examples:
+      clusterkit cluster destroy
+      clusterkit cluster destroy --yes
+    """
+    from clusterkit.ops import deployment
+
+    loaded = _load(cluster)
+    if not yes:
+        if not sys.stdin.isatty():
+            raise BadInputError(
+                f"destroying cluster {loaded.name!r} removes its messages and results",
+                next_step="YES=1 make cluster-destroy, or --yes",
+            )
+        typer.confirm(
+            f"Remove cluster {loaded.name!r} with its messages, results and secrets in {loaded.home}?",
+            abort=True,
+        )
+    deployment.destroy(loaded, stderr)
+    stdout.print(f"cluster {loaded.name} is gone", highlight=False)
+
+
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
+)
+def submit(context: typer.Context) -> None:
+    """Submit a task by name: clients/submit.py with the same arguments."""
+    script = ROOT / "clients" / "submit.py"
+    os.execv(sys.executable, [sys.executable, str(script), *context.args])  # noqa: S606 - becomes the script
+
+
+@app.command()
+def flower(
+    cluster: ClusterName = client.DEFAULT_CLUSTER,
+    open_browser: Annotated[bool, typer.Option("--open", help="Open it in a browser.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Say where Flower is and where its password is.
+
+    \b
+    Examples:
+      clusterkit flower
+      clusterkit flower --open
+    """
+    from clusterkit.ops import status
+
+    loaded = _brought_up(cluster)
+    url = status.urls(loaded)["flower"]
+    where = loaded.state_dir / "secrets.yml"
+    if as_json:
+        _print_json({"url": url, "user": "admin", "password_file": str(where), "password_key": "flower"})
+    else:
+        stdout.print(f"{url}\nuser admin, password: flower in {where}", highlight=False, soft_wrap=True)
+    if open_browser and not webbrowser.open(url):
+        stderr.print("no browser could be opened here; open the address yourself")
+
+
+def _brought_up(name: str) -> Cluster:
+    """Load a cluster that must have been brought up from this checkout."""
+    cluster = _load(name)
+    if not (cluster.state_dir / "secrets.yml").exists():
+        raise NoClusterError(
+            f"cluster {cluster.name!r} was never brought up from this checkout",
+            next_step=f"make cluster-up CLUSTER={name}",
+        )
+    return cluster
+
+
+def main() -> NoReturn:
+    """Run the command and end the process with the code of what happened."""
+    try:
+        app(standalone_mode=False, prog_name="clusterkit")
+        sys.exit(0)
+    except ClusterkitError as error:
+        sys.exit(client.report(error))
+    except click.exceptions.Abort:
+        sys.exit(InterruptedByUserError.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        stderr.print("interrupted; running the command again goes on where it stopped")
+        sys.exit(InterruptedByUserError.exit_code)

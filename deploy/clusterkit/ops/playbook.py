@@ -1,0 +1,142 @@
+"""Runs the kit's playbooks through ansible-runner, with live progress and errors a person can use."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from clusterkit.ops.errors import DeployError, PreflightError
+
+if TYPE_CHECKING:
+    from clusterkit.ops.model import Cluster
+    from clusterkit.ops.progress import Progress
+
+#: Runs whose events are kept for a look afterwards.
+_RUNS_KEPT = 10
+#: Lines of a failed task's output that are shown.
+_TAIL = 40
+
+
+@dataclass
+class Outcome:
+    """What a playbook run left behind: results by task name and host, and what failed."""
+
+    results: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
+    failures: list[_Failure] = field(default_factory=list)
+
+    def all(self) -> list[dict[str, Any]]:
+        """Return every result of every task on every host."""
+        return [result for by_host in self.results.values() for result in by_host.values()]
+
+    def of(self, task: str) -> dict[str, dict[str, Any]]:
+        """Return the results of ``task``, host -> result."""
+        return self.results.get(task, {})
+
+
+@dataclass(frozen=True)
+class _Failure:
+    task: str
+    host: str
+    result: dict[str, Any]
+
+    def __str__(self) -> str:
+        lines = [f"{self.host}: {self.task}: {self.result.get('msg') or 'failed'}"]
+        for stream in ("stderr", "stdout", "module_stderr", "module_stdout"):
+            text = str(self.result.get(stream) or "").strip()
+            lines += [f"    {line}" for line in text.splitlines()[-_TAIL:]]
+        return "\n".join(lines)
+
+
+def phases(cluster: Cluster, playbook: str) -> list[str]:
+    """Return the names of a playbook's plays, which are its phases."""
+    plays = yaml.safe_load(_path(cluster, playbook).read_text(encoding="utf-8"))
+    return [play["name"] for play in plays]
+
+
+def run(
+    cluster: Cluster, playbook: str, variables: dict[str, Any], progress: Progress | None = None
+) -> Outcome:
+    """Run ``playbook`` (a name without ending) on the cluster's hosts with ``variables``.
+
+    Raises:
+        PreflightError: a check before any change found problems.
+        DeployError: a task failed; the message has its output.
+    """
+    import ansible_runner  # noqa: PLC0415 - a third of a second that other commands need not wait for
+
+    outcome = Outcome()
+    work = cluster.state_dir / "ansible"
+    work.mkdir(parents=True, exist_ok=True)
+    secrets = work / "variables.json"
+    with os.fdopen(os.open(secrets, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+        json.dump(variables, file)
+    try:
+        runner = ansible_runner.run(
+            private_data_dir=str(work),
+            playbook=str(_path(cluster, playbook)),
+            inventory=str(cluster.directory),
+            cmdline=f"--extra-vars @{secrets}",
+            envvars=_environment(cluster),
+            event_handler=lambda event: _handle(event, outcome, progress),
+            rotate_artifacts=_RUNS_KEPT,
+            suppress_env_files=True,
+            quiet=True,
+        )
+    finally:
+        secrets.unlink()
+    if runner.status != "successful":
+        raise _error(outcome, runner, playbook)
+    return outcome
+
+
+def _path(cluster: Cluster, playbook: str) -> Path:
+    return cluster.root / "ansible" / "playbooks" / f"{playbook}.yml"
+
+
+def _environment(cluster: Cluster) -> dict[str, str]:
+    path = f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}"
+    return {"ANSIBLE_CONFIG": str(cluster.root / "ansible" / "ansible.cfg"), "PATH": path}
+
+
+def _handle(event: dict[str, Any], outcome: Outcome, progress: Progress | None) -> bool:
+    data = event.get("event_data", {})
+    kind, task, host = event["event"], data.get("task", ""), data.get("host", "")
+    if kind == "playbook_on_play_start" and progress:
+        progress.start(data["name"])
+    elif kind == "runner_on_start" and progress:
+        progress.doing(f"{host}: {task}")
+    elif kind == "runner_on_ok":
+        outcome.results.setdefault(task, {})[host] = data["res"]
+        if data["res"].get("changed") and progress:
+            progress.changed(f"{host}: {task}")
+    elif kind in {"runner_on_failed", "runner_on_unreachable"} and not data.get("ignore_errors"):
+        outcome.failures.append(_Failure(task, host, data["res"]))
+    return True  # ansible-runner keeps the event
+
+
+def _error(outcome: Outcome, runner: Any, playbook: str) -> Exception:
+    if not outcome.failures:
+        output = runner.stdout.read().strip().splitlines()[-_TAIL:]
+        return DeployError(f"playbook {playbook} did not run:\n" + "\n".join(output))
+    for failure in outcome.failures:
+        if "problems" in failure.result:
+            found = [
+                f"{failed.host}: {problem}"
+                for failed in outcome.failures
+                for problem in failed.result["problems"]
+            ]
+            return PreflightError(
+                "nothing was changed; to be mended first:",
+                found,
+                next_step="mend them and run the command again",
+            )
+    return DeployError(
+        "\n".join(map(str, outcome.failures)),
+        next_step="running it again goes on where it stopped; make cluster-logs shows the services' logs",
+    )

@@ -1,0 +1,232 @@
+"""Rules about several settings at once, checked on what was written, before there is a model.
+
+Working on the written values lets every problem be told in one go: a misspelt key elsewhere does not
+keep these rules from running. Each rule looks only at values of the right type; the others have been
+complained about already.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from clusterkit.ops.model import DEFAULT_PORT_BASE, Settings, WorkerNode, app_source, ports_from
+from clusterkit.ops.suggest import did_you_mean
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from clusterkit.ops.yamlsource import KeyPath
+
+#: (where, what) of a problem or a warning.
+Finding = tuple["KeyPath", str]
+
+#: Which time limits a pool enforces; run with Celery 5.7: threads and eventlet let a 2 s limit pass,
+#: gevent kept the hard one, and solo has nobody to keep it.
+_KEEPS: Final[dict[str, tuple[str, ...]]] = {
+    "prefork": ("time_limit", "soft_time_limit"),
+    "gevent": ("time_limit",),
+}
+_PREFORK_ONLY: Final = ("max_tasks_per_child", "max_memory_per_child")
+
+
+@dataclass(frozen=True)
+class Written:
+    """The settings as written, with the inventory they belong to."""
+
+    raw: dict[str, Any]
+    members: dict[str, tuple[str, ...]]
+    hosts: tuple[str, ...]
+    root: Path
+
+    def get(self, key: str, kind: type) -> Any:
+        """Return the value of ``key`` or its default; None when it is missing or not of ``kind``."""
+        value = self.raw.get(key, Settings.model_fields[key].default)
+        return value if isinstance(value, kind) and not isinstance(value, bool) else None
+
+    @property
+    def queues(self) -> dict[str, Any] | None:
+        """The queues by name; None when there are none to compare with."""
+        return self.get("queues", dict) or None
+
+    def nodes(self) -> Iterator[tuple[KeyPath, dict[str, Any]]]:
+        """Yield each worker node that is a mapping, with its path."""
+        for index, node in enumerate(self.get("worker_nodes", list) or []):
+            if isinstance(node, dict):
+                yield ("worker_nodes", index), node
+
+
+def problems(written: Written) -> Iterator[Finding]:
+    """Yield what is wrong with how the settings fit together."""
+    for rule in _RULES:
+        yield from rule(written)
+
+
+def warnings(written: Written) -> Iterator[Finding]:
+    """Yield the settings that somebody wrote and that have no effect."""
+    for path, node in written.nodes():
+        pool = _pool(node)
+        for key in ("time_limit", "soft_time_limit"):
+            if node.get(key) is not None and key not in _KEEPS.get(pool, ()):
+                yield (*path, key), _no_effect(pool, key)
+
+
+def _no_effect(pool: str, key: str) -> str:
+    if key == "soft_time_limit":
+        return f"has no effect: the pool {pool} does not enforce it; only prefork does"
+    return (
+        f"the pool {pool} does not enforce it, a task that hangs keeps its slot; only prefork and gevent do."
+        " The broker still counts with it"
+    )
+
+
+def _pool(node: dict[str, Any]) -> str:
+    pool = node.get("pool", WorkerNode.model_fields["pool"].default)
+    return pool if isinstance(pool, str) else ""
+
+
+def _strings(node: dict[str, Any], key: str) -> Iterator[tuple[int, str]]:
+    values = node.get(key)
+    for index, value in enumerate(values if isinstance(values, list) else []):
+        if isinstance(value, str):
+            yield index, value
+
+
+def _node_names_differ(written: Written) -> Iterator[Finding]:
+    # Celery identifies a node by name@host; a second one of the same name fights over its control queue.
+    first: dict[str, KeyPath] = {}
+    for path, node in written.nodes():
+        name = node.get("name")
+        if not isinstance(name, str):
+            continue
+        if name in first:
+            yield (*path, "name"), f"{name!r} is taken by worker_nodes[{first[name][1]}]; each needs its own"
+        first.setdefault(name, path)
+
+
+def _queues_are_known(written: Written) -> Iterator[Finding]:
+    if written.queues is None:
+        return
+    for path, node in written.nodes():
+        for index, queue in _strings(node, "queues"):
+            if queue not in written.queues:
+                hint = did_you_mean(queue, written.queues, otherwise="Queues")
+                yield (*path, "queues", index), f"unknown queue {queue!r}. {hint}"
+
+
+def _queues_are_consumed(written: Written) -> Iterator[Finding]:
+    nodes = list(written.nodes())
+    if not nodes:
+        return
+    queues = written.queues or {}
+    consumed = {queue for _, node in nodes for _, queue in _strings(node, "queues")}
+    if consumed - queues.keys():
+        return  # a misspelt name: complained about where it stands
+    for queue in queues:
+        if queue not in consumed:
+            yield (
+                ("queues", queue),
+                "no worker node takes tasks from this queue. Add it to the `queues` of one, or remove it",
+            )
+
+
+def _default_queue_is_known(written: Written) -> Iterator[Finding]:
+    queue = written.get("default_queue", str)
+    if queue is None or written.queues is None or queue in written.queues:
+        return
+    hint = did_you_mean(queue, written.queues, otherwise="Queues")
+    if "default_queue" in written.raw:
+        yield ("default_queue",), f"unknown queue {queue!r}. {hint}"
+    else:
+        yield ("queues",), f"default_queue is {queue!r} unless set, and there is no such queue. {hint}"
+
+
+def _no_entry_twice(written: Written) -> Iterator[Finding]:
+    for path, node in written.nodes():
+        for key in ("queues", "hosts"):
+            counts: Counter[str] = Counter()
+            for index, value in _strings(node, key):
+                counts[value] += 1
+                if counts[value] > 1:
+                    yield (*path, key, index), f"{value!r} is there twice"
+
+
+def _hosts_are_workers(written: Written) -> Iterator[Finding]:
+    workers = written.members.get("workers", ())
+    for path, node in written.nodes():
+        for index, host in _strings(node, "hosts"):
+            if host in workers or not workers:
+                continue
+            if host in written.hosts:
+                message = f"{host!r} is not in the group workers"
+            else:
+                hint = did_you_mean(host, workers, otherwise="Hosts in workers")
+                message = f"unknown host {host!r}. {hint}"
+            yield (*path, "hosts", index), message
+
+
+def _soft_limit_is_sooner(written: Written) -> Iterator[Finding]:
+    default = WorkerNode.model_fields["time_limit"].default
+    for path, node in written.nodes():
+        soft, hard = node.get("soft_time_limit"), node.get("time_limit", default)
+        if isinstance(soft, int) and isinstance(hard, int) and soft >= hard:
+            origin = "" if "time_limit" in node else ", the default"
+            yield (*path, "soft_time_limit"), f"{soft} s must be below time_limit ({hard} s{origin})"
+
+
+def _options_suit_the_pool(written: Written) -> Iterator[Finding]:
+    for path, node in written.nodes():
+        pool = _pool(node)
+        for key in _PREFORK_ONLY:
+            if pool != "prefork" and node.get(key) is not None:
+                yield (*path, key), f"only works with the pool prefork, and this node's is {pool}"
+        if pool == "solo" and node.get("concurrency", "auto") not in ("auto", 1):
+            yield (*path, "concurrency"), "the pool solo runs one task at a time: 1 or auto"
+
+
+def _ports_differ(written: Written) -> Iterator[Finding]:
+    own = written.raw.get("ports")
+    if not isinstance(own, dict):
+        return
+    ports = ports_from(written.get("port_base", int) or DEFAULT_PORT_BASE) | own
+    for name, port in own.items():
+        others = [other for other, number in ports.items() if number == port and other != name]
+        if others:
+            yield ("ports", name), f"{port} is the port of {' and '.join(others)} too"
+
+
+def _home_suits_the_backend(written: Written) -> Iterator[Finding]:
+    backend = written.get("service_backend", str)
+    if backend == "systemd" and "home" in written.raw:
+        yield (
+            ("home",),
+            "only works with service_backend: supervisor; under systemd everything has its usual place",
+        )
+
+
+def _app_source_exists(written: Written) -> Iterator[Finding]:
+    source = written.get("app_source", str)
+    if not source or "://" in source:
+        return
+    location = Path(app_source(source, written.root).location)
+    if not location.exists():
+        yield ("app_source",), f"{source!r}: there is no {location}"
+    elif location.is_file() and location.suffix != ".whl":
+        yield ("app_source",), f"{source!r} is a file but no wheel (.whl)"
+
+
+_RULES: Final[tuple[Callable[[Written], Iterator[Finding]], ...]] = (
+    _node_names_differ,
+    _queues_are_known,
+    _queues_are_consumed,
+    _default_queue_is_known,
+    _no_entry_twice,
+    _hosts_are_workers,
+    _soft_limit_is_sooner,
+    _options_suit_the_pool,
+    _ports_differ,
+    _home_suits_the_backend,
+    _app_source_exists,
+)

@@ -1,0 +1,282 @@
+"""The state of a cluster: what the inventory wants beside what Celery, RabbitMQ and the hosts say."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from celery import Celery
+    from rich.console import Console
+
+    from clusterkit.ops.broker import Broker, Queue
+    from clusterkit.ops.deployment import Deployed
+    from clusterkit.ops.model import Cluster, WorkerNode
+    from clusterkit.ops.probing import Probes
+
+#: Seconds within which a worker node has to answer.
+_ANSWER = 2.0
+
+
+@dataclass(frozen=True)
+class NodeStatus:
+    """One worker node; ``problem`` is empty when it is as the inventory says. Times in seconds."""
+
+    name: str
+    pool: str
+    concurrency: int
+    queues: tuple[str, ...]
+    processes: int
+    running: int
+    done: int
+    uptime: int
+    release: str
+    problem: str
+
+
+@dataclass(frozen=True)
+class ServiceStatus:
+    """One service as its host's service manager sees it; ``uptime`` in seconds."""
+
+    host: str
+    name: str
+    state: str
+    pid: int
+    uptime: int
+
+
+@dataclass(frozen=True)
+class Status:
+    """All of it; healthy when there is no problem."""
+
+    cluster: str
+    broker_version: str
+    nodes: tuple[NodeStatus, ...]
+    queues: tuple[Queue, ...]
+    services: tuple[ServiceStatus, ...]
+    urls: dict[str, str]
+    problems: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as JSON-safe values."""
+        return {**asdict(self), "healthy": not self.problems}
+
+
+def collect(cluster: Cluster, app: Celery, broker: Broker, services: tuple[ServiceStatus, ...]) -> Status:
+    """Ask everybody and compare with the inventory.
+
+    Raises:
+        ClusterUnreachableError: RabbitMQ's HTTP API does not answer.
+    """
+    alarms = broker.alarms()
+    queues = broker.queues()
+    # In an alarm a control command is held back like any publish, so nobody could answer.
+    nodes = () if alarms else _nodes(cluster, app)
+    problems = [
+        *(f"the broker holds publishers back: {alarm} alarm" for alarm in alarms),
+        *(f"worker node {node.name}: {node.problem}" for node in nodes if node.problem),
+        *(
+            f"service {service.name} on {service.host}: {service.state}"
+            for service in services
+            if service.state != "running"
+        ),
+        *_queue_problems(cluster, queues),
+    ]
+    shown = tuple(
+        queues[name]
+        for name in sorted(queues)
+        if not name.startswith("celery_delayed_") and "pidbox" not in name and not name.startswith("celeryev")
+    )
+    return Status(cluster.name, broker.version(), nodes, shown, services, urls(cluster), tuple(problems))
+
+
+def urls(cluster: Cluster) -> dict[str, str]:
+    """Return what a person opens in a browser."""
+    address = cluster.bind_address
+    return {
+        "flower": f"http://{address}:{cluster.ports.flower}/",
+        "rabbitmq": f"http://{address}:{cluster.ports.management}/",
+    }
+
+
+def _nodes(cluster: Cluster, app: Celery) -> tuple[NodeStatus, ...]:
+    expected = cluster.expected_nodes()
+    # Waiting ends when all have answered, so the limit only costs when one is missing.
+    control = app.control.inspect(timeout=_ANSWER, limit=len(expected))
+    stats = control.stats() or {}
+    queues = app.control.inspect(timeout=_ANSWER, limit=len(expected)).active_queues() if stats else {}
+    active = app.control.inspect(timeout=_ANSWER, limit=len(expected)).active() if stats else {}
+    return tuple(_node(name, node, stats.get(name), queues or {}, active or {}) for name, node in expected)
+
+
+def _node(
+    name: str,
+    wanted: WorkerNode,
+    stats: dict[str, Any] | None,
+    queues: dict[str, Any],
+    active: dict[str, Any],
+) -> NodeStatus:
+    if stats is None:
+        return NodeStatus(name, wanted.pool, 0, wanted.queues, 0, 0, 0, 0, "", "does not answer")
+    pool = stats["pool"]
+    kind = _pool_kind(pool.get("implementation", ""))
+    consumed = tuple(sorted(queue["name"] for queue in queues.get(name, ())))
+    problem = ""
+    if kind != wanted.pool:
+        problem = f"runs the pool {kind}, the inventory says {wanted.pool}: make cluster-up"
+    elif consumed != tuple(sorted(wanted.queues)):
+        problem = (
+            f"consumes {', '.join(consumed) or 'nothing'}, the inventory says {', '.join(wanted.queues)}"
+        )
+    return NodeStatus(
+        name=name,
+        pool=kind,
+        concurrency=pool.get("max-concurrency") or 1,
+        queues=consumed,
+        processes=len(pool.get("processes", ())) or 1,
+        running=len(active.get(name, ())),
+        done=sum(stats.get("total", {}).values()),
+        uptime=stats.get("uptime", 0),
+        release=stats.get("release", ""),
+        problem=problem,
+    )
+
+
+def _pool_kind(implementation: str) -> str:
+    """Return the inventory's name for Celery's pool class, such as celery.concurrency.prefork:TaskPool."""
+    module = implementation.partition(":")[0].rpartition(".")[2]
+    return {"thread": "threads", "asynpool": "prefork"}.get(module, module)
+
+
+def _queue_problems(cluster: Cluster, queues: dict[str, Queue]) -> list[str]:
+    problems = []
+    for name in cluster.queues:
+        queue = queues.get(name)
+        if queue is None:
+            problems.append(f"queue {name} is not declared: make cluster-up")
+        elif queue.type != "quorum":
+            problems.append(f"queue {name} is a {queue.type} queue, not a quorum queue")
+        elif not queue.consumers:
+            problems.append(f"queue {name} has no consumer")
+    return problems
+
+
+def show(status: Status, console: Console) -> None:
+    """Print the status as tables."""
+    if status.services:
+        console.print(_service_table(status))
+    console.print(_node_table(status))
+    console.print(_queue_table(status))
+    for name, url in status.urls.items():
+        console.print(f"[bold]{name:9}[/] {url}", highlight=False)
+    for problem in status.problems:
+        console.print(f"[red]problem[/]   {problem}", highlight=False)
+    if not status.problems:
+        console.print(
+            f"[green]healthy[/]   {len(status.nodes)} worker nodes, RabbitMQ {status.broker_version}",
+            highlight=False,
+        )
+
+
+def _table(title: str, *columns: str, right: tuple[str, ...] = ()) -> Table:
+    table = Table(
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        header_style="dim",
+        box=None,
+        padding=(0, 2, 0, 0),
+    )
+    for column in columns:
+        table.add_column(column, justify="right" if column in right else "left")
+    return table
+
+
+def _service_table(status: Status) -> Table:
+    table = _table("Services", "service", "host", "state", "pid", "up", right=("pid", "up"))
+    for service in status.services:
+        table.add_row(
+            service.name,
+            service.host,
+            _coloured(service.state, good=service.state == "running"),
+            str(service.pid or ""),
+            duration(service.uptime),
+        )
+    return table
+
+
+def _node_table(status: Status) -> Table:
+    numbers = ("slots", "running", "done", "up")
+    table = _table(
+        "Worker nodes", "node", "pool", "slots", "queues", "running", "done", "up", "state", right=numbers
+    )
+    for node in status.nodes:
+        table.add_row(
+            node.name,
+            node.pool,
+            str(node.concurrency),
+            ", ".join(node.queues),
+            str(node.running),
+            str(node.done),
+            duration(node.uptime),
+            _coloured(node.problem or "ok", good=not node.problem),
+        )
+    return table
+
+
+def _queue_table(status: Status) -> Table:
+    numbers = ("ready", "unacked", "consumers")
+    table = _table("Queues", "queue", "type", "ready", "unacked", "consumers", right=numbers)
+    for queue in status.queues:
+        table.add_row(
+            queue.name, queue.type, str(queue.ready), str(queue.unacknowledged), str(queue.consumers)
+        )
+    return table
+
+
+def _coloured(text: str, *, good: bool) -> str:
+    return f"[green]{text}[/]" if good else f"[red]{text}[/]"
+
+
+def duration(seconds: int) -> str:
+    """Return ``seconds`` as a person says it: 45s, 12m, 3h 20m, 2d 4h."""
+    minutes, hours, days = seconds // 60, seconds // 3600, seconds // 86_400
+    if days:
+        return f"{days}d {hours % 24}h"
+    if hours:
+        return f"{hours}h {minutes % 60}m"
+    return f"{minutes}m" if minutes else f"{seconds}s"
+
+
+def show_probes(probes: Probes, console: Console) -> None:
+    """Print which worker node answered on which queue, and how long its probe took."""
+    table = _table("Probe tasks", "queue", "node", "answer", right=("answer",))
+    for queue, answers in probes.answers.items():
+        for node, milliseconds in sorted(answers.items()):
+            table.add_row(queue, node, f"{milliseconds:.0f} ms")
+        for node in probes.missing.get(queue, ()):
+            table.add_row(queue, node, "[red]none[/]")
+    console.print(table)
+
+
+def show_deployed(cluster: Cluster, deployed: Deployed, console: Console) -> None:
+    """Print what runs now, where to look, and what to type next."""
+    table = _table(
+        f"Cluster {cluster.name}", "node", "pool", "slots", "queues", "probes answered in", right=("slots",)
+    )
+    for name, node in cluster.expected_nodes():
+        answers = (f"{deployed.probes.answers[queue][name]:.0f} ms" for queue in node.queues)
+        table.add_row(name, node.pool, str(node.concurrency), ", ".join(node.queues), ", ".join(answers))
+    console.print(table)
+    for name, url in urls(cluster).items():
+        console.print(f"[bold]{name:9}[/] {url}", highlight=False)
+    changes = f"{deployed.changes} changes" if deployed.changes else "no change"
+    console.print(
+        f"[green]up[/]        {changes}, {deployed.seconds:.0f} s, release {deployed.release}",
+        highlight=False,
+    )
+    option = "" if cluster.name == "local" else f" CLUSTER={cluster.name}"
+    console.print(f"next      make submit{option} TASK=tasks.compute.fibonacci ARGS='[30]'", highlight=False)
+    console.print(f"          make flower{option}; make cluster-status{option}", highlight=False)

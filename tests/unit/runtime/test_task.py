@@ -1,0 +1,70 @@
+"""The task base class and its request."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import celery
+import pytest
+from billiard.einfo import ExceptionInfo
+from celery import Celery
+
+from clusterkit.runtime import configure
+from clusterkit.runtime.task import TaskMemoryError, _without_memory_error
+
+
+def exc_info(error: Exception) -> ExceptionInfo:
+    try:
+        raise error
+    except type(error):
+        return ExceptionInfo()
+
+
+def test_a_memory_error_becomes_one_that_celery_takes_for_a_failure() -> None:
+    changed = _without_memory_error(exc_info(MemoryError("no room")))
+    assert isinstance(getattr(changed.exception, "exc", changed.exception), TaskMemoryError)
+    assert "no room" in str(changed.exception)
+    assert "MemoryError" in changed.traceback
+
+
+def test_other_errors_stay_as_they_are() -> None:
+    original = exc_info(ValueError("x"))
+    assert _without_memory_error(original) is original
+
+
+@pytest.fixture
+def sent(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    calls: list[dict[str, Any]] = []
+    monkeypatch.setattr(
+        celery.Task, "apply_async", lambda self, args, kwargs, **options: calls.append(options)
+    )
+    return calls
+
+
+@pytest.mark.parametrize(("asked", "given"), [(0.2, 1), (1, 1), (1.2, 2), (60, 60), (0, 0), (None, None)])
+def test_a_countdown_is_whole_seconds_and_never_shorter(
+    asked: float | None, given: int | None, sent: list[dict[str, Any]]
+) -> None:
+    app = configure(Celery("unit", set_as_current=False))
+
+    @app.task
+    def own() -> None:
+        """Do nothing."""
+
+    own.apply_async(countdown=asked)
+    assert sent[0]["countdown"] == given
+
+
+def test_an_eta_within_the_second_becomes_one_second(sent: list[dict[str, Any]]) -> None:
+    app = configure(Celery("unit", set_as_current=False))
+
+    @app.task
+    def own() -> None:
+        """Do nothing."""
+
+    own.apply_async(eta=datetime.now(UTC) + timedelta(milliseconds=300))
+    assert (sent[0]["eta"], sent[0]["countdown"]) == (None, 1)
+    far = datetime.now(UTC) + timedelta(minutes=1)
+    own.apply_async(eta=far)
+    assert sent[1]["eta"] == far
