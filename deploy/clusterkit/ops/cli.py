@@ -9,14 +9,19 @@ import webbrowser
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
-import click
 import typer
 from rich.console import Console
 
 from clusterkit.ops import inventory
 from clusterkit.ops.errors import ClusterUnhealthyError
-from clusterkit.runtime import client
-from clusterkit.runtime.errors import BadInputError, ClusterkitError, InterruptedByUserError, NoClusterError
+from clusterkit.runtime.clusterfile import DEFAULT_CLUSTER
+from clusterkit.runtime.errors import (
+    BadInputError,
+    ClusterkitError,
+    InterruptedByUserError,
+    NoClusterError,
+    report,
+)
 
 if TYPE_CHECKING:
     from clusterkit.ops.model import Cluster
@@ -77,7 +82,7 @@ def _print_json(value: Any) -> None:
 
 
 @cluster_commands.command()
-def up(cluster: ClusterName = client.DEFAULT_CLUSTER, as_json: Json = False) -> None:
+def up(cluster: ClusterName = DEFAULT_CLUSTER, as_json: Json = False) -> None:
     """Make the hosts what the inventory says, and prove it with probe tasks.
 
     Running it again changes only what differs, and starts what is down.
@@ -108,7 +113,7 @@ def up(cluster: ClusterName = client.DEFAULT_CLUSTER, as_json: Json = False) -> 
 
 
 @cluster_commands.command("status")
-def show_status(cluster: ClusterName = client.DEFAULT_CLUSTER, as_json: Json = False) -> None:
+def show_status(cluster: ClusterName = DEFAULT_CLUSTER, as_json: Json = False) -> None:
     """Show services, worker nodes and queues; exit code 7 when something is not as it should be.
 
     \b
@@ -132,7 +137,7 @@ def show_status(cluster: ClusterName = client.DEFAULT_CLUSTER, as_json: Json = F
 
 @cluster_commands.command()
 def check(
-    cluster: ClusterName = client.DEFAULT_CLUSTER,
+    cluster: ClusterName = DEFAULT_CLUSTER,
     deadline: Annotated[float, typer.Option(help="Seconds every worker node has to answer.")] = 30.0,
     as_json: Json = False,
 ) -> None:
@@ -159,7 +164,7 @@ def check(
 
 @cluster_commands.command()
 def logs(
-    cluster: ClusterName = client.DEFAULT_CLUSTER,
+    cluster: ClusterName = DEFAULT_CLUSTER,
     service: Annotated[
         str, typer.Option("--service", "-s", help="Only this service, such as worker-cpu.")
     ] = "",
@@ -183,7 +188,7 @@ def logs(
 @cluster_commands.command()
 def restart(
     services: Annotated[list[str] | None, typer.Argument(help="Services to restart; default: all.")] = None,
-    cluster: ClusterName = client.DEFAULT_CLUSTER,
+    cluster: ClusterName = DEFAULT_CLUSTER,
 ) -> None:
     """Restart services one after the other; running tasks finish first, as long as stop_timeout allows.
 
@@ -199,7 +204,7 @@ def restart(
 
 
 @cluster_commands.command()
-def down(cluster: ClusterName = client.DEFAULT_CLUSTER) -> None:
+def down(cluster: ClusterName = DEFAULT_CLUSTER) -> None:
     """Stop every service. Messages, results and settings stay for the next up.
 
     \b
@@ -218,7 +223,7 @@ def down(cluster: ClusterName = client.DEFAULT_CLUSTER) -> None:
 
 
 @cluster_commands.command()
-def destroy(cluster: ClusterName = client.DEFAULT_CLUSTER, yes: Yes = False) -> None:
+def destroy(cluster: ClusterName = DEFAULT_CLUSTER, yes: Yes = False) -> None:
     """Stop every service and remove all that was made for the cluster: messages, results, secrets.
 
     The distribution's packages stay.
@@ -237,10 +242,9 @@ def destroy(cluster: ClusterName = client.DEFAULT_CLUSTER, yes: Yes = False) -> 
                 f"destroying cluster {loaded.name!r} removes its messages and results",
                 next_step="YES=1 make cluster-destroy, or --yes",
             )
-        typer.confirm(
-            f"Remove cluster {loaded.name!r} with its messages, results and secrets in {loaded.home}?",
-            abort=True,
-        )
+        question = f"Remove cluster {loaded.name!r} with its messages, results and secrets in {loaded.home}?"
+        if not typer.confirm(question):
+            raise InterruptedByUserError("nothing was removed")
     deployment.destroy(loaded, stderr)
     stdout.print(f"cluster {loaded.name} is gone", highlight=False)
 
@@ -256,7 +260,7 @@ def submit(context: typer.Context) -> None:
 
 @app.command()
 def flower(
-    cluster: ClusterName = client.DEFAULT_CLUSTER,
+    cluster: ClusterName = DEFAULT_CLUSTER,
     open_browser: Annotated[bool, typer.Option("--open", help="Open it in a browser.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -294,15 +298,7 @@ def _brought_up(name: str) -> Cluster:
 def main() -> NoReturn:
     """Run the command and end the process with the code of what happened."""
     try:
-        app(standalone_mode=False, prog_name="clusterkit")
-        sys.exit(0)
+        app(prog_name="clusterkit")  # ends the process itself, with 2 for a usage error and 130 for Ctrl-C
     except ClusterkitError as error:
-        sys.exit(client.report(error))
-    except click.exceptions.Abort:
-        sys.exit(InterruptedByUserError.exit_code)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        stderr.print("interrupted; running the command again goes on where it stopped")
-        sys.exit(InterruptedByUserError.exit_code)
+        sys.exit(report(error))
+    sys.exit(0)

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import base64
+import contextlib
+import fcntl
 import json
+import os
 import shutil
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clusterkit.ops import clusterfiles, playbook, probing, release, status, topology
+from clusterkit.ops import clusterfiles, needs, playbook, probing, release, status, topology
 from clusterkit.ops import secrets as secret_store
 from clusterkit.ops.broker import Broker
-from clusterkit.ops.errors import ClusterUnhealthyError, DeployError, ReleaseError
+from clusterkit.ops.errors import ClusterUnhealthyError, DeployError, PreflightError, ReleaseError
 from clusterkit.ops.progress import Progress
-from clusterkit.ops.status import ServiceStatus, Status
+from clusterkit.ops.status import NodeStatus, ServiceStatus, Status
 from clusterkit.runtime import client
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from celery import Celery
     from rich.console import Console
 
@@ -33,11 +39,12 @@ PROBE_DEADLINE = 60.0
 
 @dataclass(frozen=True)
 class Deployed:
-    """What an ``up`` did: changes made, seconds taken, the release that runs, the probes' answers."""
+    """What an ``up`` did: changes made, seconds taken, the release and the nodes that run, their probes."""
 
     changes: int
     seconds: float
     release: str
+    nodes: tuple[NodeStatus, ...]
     probes: Probes
 
 
@@ -52,7 +59,7 @@ def up(cluster: Cluster, console: Console) -> Deployed:
     """
     secrets = secret_store.ensure(cluster.state_dir / "secrets.yml")
     phases = [_BUILD, *playbook.phases(cluster, "up"), _PROBE]
-    with Progress(f"cluster {cluster.name}: up", phases, console) as progress:
+    with _alone(cluster), Progress(f"cluster {cluster.name}: up", phases, console) as progress:
         progress.start(_BUILD)
         built = release.build(cluster, progress.doing)
         try:
@@ -61,18 +68,22 @@ def up(cluster: Cluster, console: Console) -> Deployed:
             raise _as_release_error(error) from error
         _write_cluster_files(cluster, secrets, _manifest(outcome))
         progress.start(_PROBE)
-        probes = probing.probe(operator_app(cluster), cluster, deadline=PROBE_DEADLINE, report=progress.doing)
+        app = operator_app(cluster)
+        probes = probing.probe(app, cluster, deadline=PROBE_DEADLINE, report=progress.doing)
         if not probes.complete:
             raise ClusterUnhealthyError(
                 "not every worker node answered:\n  " + "\n  ".join(probes.describe_missing()),
                 next_step=f"make cluster-status CLUSTER={cluster.name}; cluster-logs says why",
             )
-        return Deployed(progress.changes, progress.seconds, built.id, probes)
+        return Deployed(progress.changes, progress.seconds, built.id, status.nodes(cluster, app), probes)
 
 
 def down(cluster: Cluster, console: Console) -> None:
     """Stop every service; what they have on disk stays."""
-    with Progress(f"cluster {cluster.name}: down", playbook.phases(cluster, "down"), console) as progress:
+    with (
+        _alone(cluster),
+        Progress(f"cluster {cluster.name}: down", playbook.phases(cluster, "down"), console) as progress,
+    ):
         playbook.run(cluster, "down", _base_variables(cluster), progress)
 
 
@@ -86,9 +97,12 @@ def destroy(cluster: Cluster, console: Console) -> None:
 
 def restart(cluster: Cluster, services: list[str], console: Console) -> list[str]:
     """Restart ``services`` (all, when the list is empty) one after the other; return their names."""
-    with Progress(
-        f"cluster {cluster.name}: restart", playbook.phases(cluster, "restart"), console
-    ) as progress:
+    with (
+        _alone(cluster),
+        Progress(
+            f"cluster {cluster.name}: restart", playbook.phases(cluster, "restart"), console
+        ) as progress,
+    ):
         outcome = playbook.run(
             cluster, "restart", {**_base_variables(cluster), "service_names": services}, progress
         )
@@ -130,6 +144,29 @@ def check(cluster: Cluster, deadline: float) -> Probes:
     return probing.probe(operator_app(cluster), cluster, deadline=deadline)
 
 
+@contextlib.contextmanager
+def _alone(cluster: Cluster) -> Iterator[None]:
+    """Keep two commands from changing a cluster at the same time.
+
+    Raises:
+        PreflightError: another one is at it.
+    """
+    cluster.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with (cluster.state_dir / "lock").open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise PreflightError(
+                f"another command is changing cluster {cluster.name!r}: {file.read().strip()}",
+                next_step="wait for it to end",
+            ) from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()} since {time.strftime('%H:%M:%S')}: {' '.join(sys.argv[1:])}\n")
+        file.flush()
+        yield
+
+
 def _variables(cluster: Cluster, secrets: Secrets, built: release.Release) -> dict[str, Any]:
     files = {
         role: clusterfiles.to_json(clusterfiles.cluster_file(cluster, secrets, role))
@@ -141,6 +178,9 @@ def _variables(cluster: Cluster, secrets: Secrets, built: release.Release) -> di
         "cluster_secrets": secrets.to_ansible(),
         "cluster_definitions": topology.definitions(cluster, secrets),
         "cluster_consumer_timeout": topology.consumer_timeout_ms(cluster),
+        "cluster_ports": needs.ports(cluster),
+        "cluster_packages": needs.packages(cluster),
+        "cluster_variables_file": str(cluster.directory / "group_vars" / "all.yml"),
         "cluster_release": {"id": built.id, "archive": str(built.archive)},
     }
 

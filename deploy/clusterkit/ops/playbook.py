@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 #: Runs whose events are kept for a look afterwards.
 _RUNS_KEPT = 10
+#: Actions that only steer the playbook: nothing a person waits for.
+_NO_WORK = {"include_role", "include_tasks", "set_fact", "assert", "validate_argument_spec"}
 #: Lines of a failed task's output that are shown.
 _TAIL = 40
 
@@ -113,8 +115,8 @@ def _handle(event: dict[str, Any], outcome: Outcome, progress: Progress | None) 
         progress.doing(f"{host}: {task}")
     elif kind == "runner_on_ok":
         outcome.results.setdefault(task, {})[host] = data["res"]
-        if data["res"].get("changed") and progress:
-            progress.changed(f"{host}: {task}")
+        if progress and data.get("task_action", "").rpartition(".")[2] not in _NO_WORK:
+            progress.done(f"{host}: {task}", changed=bool(data["res"].get("changed")))
     elif kind in {"runner_on_failed", "runner_on_unreachable"} and not data.get("ignore_errors"):
         outcome.failures.append(_Failure(task, host, data["res"]))
     return True  # ansible-runner keeps the event

@@ -89,18 +89,16 @@ class Progress:
             self._print(f"{name}")
 
     def doing(self, what: str) -> None:
-        """Say what the current phase is at."""
-        if self._current and self._current.doing != what:
-            self._current.doing = what
-            if not self._live:
-                self._print(f"  {what}")
-
-    def changed(self, what: str) -> None:
-        """Count a step that changed something."""
+        """Say what the current phase is at; as a line of its own only `done` tells it."""
         if self._current:
+            self._current.doing = what
+
+    def done(self, what: str, *, changed: bool = False) -> None:
+        """Say that a step is through, and count it if it changed something."""
+        if self._current and changed:
             self._current.changes += 1
         if not self._live:
-            self._print(f"  changed: {what}")
+            self._print(f"  {'changed' if changed else 'ok':7} {what}")
 
     def _end(self, *, failed: bool = False) -> None:
         if self._current and self._current.ended is None:

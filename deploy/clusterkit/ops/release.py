@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -216,8 +217,9 @@ def _pack(folder: Path, archive: Path) -> None:
 
 
 def _run(command: list[str], doing: str) -> str:
-    # The environment's own bin comes first: uv is installed there.
+    # The environment's own bin comes first: uv is installed there, and its cache stays there.
     tool = Path(sys.executable).parent / command[0]
+    caches = {"UV_CACHE_DIR": str(Path(sys.prefix) / "cache"), "PIP_NO_CACHE_DIR": "1"}
     try:
         done = subprocess.run(
             [str(tool) if tool.exists() else command[0], *command[1:]],
@@ -225,6 +227,7 @@ def _run(command: list[str], doing: str) -> str:
             capture_output=True,
             text=True,
             timeout=_TIMEOUT,
+            env={**os.environ, **caches},
         )
     except subprocess.TimeoutExpired as error:
         raise ReleaseError(f"{doing} took more than {_TIMEOUT} s", next_step="run it again") from error

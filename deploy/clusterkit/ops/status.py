@@ -73,10 +73,10 @@ def collect(cluster: Cluster, app: Celery, broker: Broker, services: tuple[Servi
     alarms = broker.alarms()
     queues = broker.queues()
     # In an alarm a control command is held back like any publish, so nobody could answer.
-    nodes = () if alarms else _nodes(cluster, app)
+    found = () if alarms else nodes(cluster, app)
     problems = [
         *(f"the broker holds publishers back: {alarm} alarm" for alarm in alarms),
-        *(f"worker node {node.name}: {node.problem}" for node in nodes if node.problem),
+        *(f"worker node {node.name}: {node.problem}" for node in found if node.problem),
         *(
             f"service {service.name} on {service.host}: {service.state}"
             for service in services
@@ -89,7 +89,7 @@ def collect(cluster: Cluster, app: Celery, broker: Broker, services: tuple[Servi
         for name in sorted(queues)
         if not name.startswith("celery_delayed_") and "pidbox" not in name and not name.startswith("celeryev")
     )
-    return Status(cluster.name, broker.version(), nodes, shown, services, urls(cluster), tuple(problems))
+    return Status(cluster.name, broker.version(), found, shown, services, urls(cluster), tuple(problems))
 
 
 def urls(cluster: Cluster) -> dict[str, str]:
@@ -101,7 +101,8 @@ def urls(cluster: Cluster) -> dict[str, str]:
     }
 
 
-def _nodes(cluster: Cluster, app: Celery) -> tuple[NodeStatus, ...]:
+def nodes(cluster: Cluster, app: Celery) -> tuple[NodeStatus, ...]:
+    """Return every worker node of the inventory with what it says of itself."""
     expected = cluster.expected_nodes()
     # Waiting ends when all have answered, so the limit only costs when one is missing.
     control = app.control.inspect(timeout=_ANSWER, limit=len(expected))
@@ -266,9 +267,9 @@ def show_deployed(cluster: Cluster, deployed: Deployed, console: Console) -> Non
     table = _table(
         f"Cluster {cluster.name}", "node", "pool", "slots", "queues", "probes answered in", right=("slots",)
     )
-    for name, node in cluster.expected_nodes():
-        answers = (f"{deployed.probes.answers[queue][name]:.0f} ms" for queue in node.queues)
-        table.add_row(name, node.pool, str(node.concurrency), ", ".join(node.queues), ", ".join(answers))
+    for node in deployed.nodes:
+        answers = (f"{deployed.probes.answers[queue][node.name]:.0f} ms" for queue in node.queues)
+        table.add_row(node.name, node.pool, str(node.concurrency), ", ".join(node.queues), ", ".join(answers))
     console.print(table)
     for name, url in urls(cluster).items():
         console.print(f"[bold]{name:9}[/] {url}", highlight=False)

@@ -23,7 +23,7 @@ from celery.result import AsyncResult, GroupResult
 from kombu.exceptions import OperationalError
 
 from clusterkit.runtime import configure
-from clusterkit.runtime.clusterfile import ClusterFile
+from clusterkit.runtime.clusterfile import DEFAULT_CLUSTER, STATE_DIRECTORY, ClusterFile
 from clusterkit.runtime.errors import (
     BadInputError,
     ClusterkitError,
@@ -33,15 +33,13 @@ from clusterkit.runtime.errors import (
     TaskFailedError,
     UnknownTaskError,
     WaitTimeoutError,
+    report,
 )
 from clusterkit.runtime.settings import join
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-DEFAULT_CLUSTER = "local"
-#: Where a cluster's files are on the control machine, below the checkout.
-STATE_DIRECTORY = ".cluster"
 #: Seconds between two looks at a result that is not there yet.
 POLL_INTERVAL = 0.1
 
@@ -243,11 +241,3 @@ def _outcome(main: Callable[[], int | None]) -> int:
     except KeyboardInterrupt:
         message = "interrupted before everything was sent"
         return report(InterruptedByUserError(message, next_step="start it again: what was sent goes on"))
-
-
-def report(error: ClusterkitError) -> int:
-    """Print an error and the next step on standard error; return its exit code."""
-    print(f"error: {error}", file=sys.stderr)  # noqa: T201 - this is a script's voice
-    if error.next_step:
-        print(f"next:  {error.next_step}", file=sys.stderr)  # noqa: T201
-    return error.exit_code

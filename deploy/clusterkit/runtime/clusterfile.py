@@ -15,6 +15,10 @@ from clusterkit.runtime.errors import BadInputError, NoClusterError
 
 #: Names the cluster file of a process, as an absolute path.
 CONFIG_VARIABLE = "CLUSTERKIT_CONFIG"
+#: The cluster that is meant when none is named.
+DEFAULT_CLUSTER = "local"
+#: Where the clusters' files are on the control machine, below the checkout.
+STATE_DIRECTORY = ".cluster"
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,8 @@ failure apart by number whatever it called. Only ``main()`` functions catch it.
 
 from __future__ import annotations
 
+import sys
+
 from kombu.exceptions import OperationalError
 
 
@@ -72,3 +74,11 @@ class InterruptedByUserError(ClusterkitError):
     """Ctrl-C while waiting; says how to get the results later."""
 
     exit_code = 130
+
+
+def report(error: ClusterkitError) -> int:
+    """Print an error and the next step on standard error; return its exit code."""
+    print(f"error: {error}", file=sys.stderr)  # noqa: T201 - this is a script's voice
+    if error.next_step:
+        print(f"next:  {error.next_step}", file=sys.stderr)  # noqa: T201
+    return error.exit_code

@@ -92,14 +92,17 @@ class AMQP(celery.app.amqp.AMQP):
     """Celery's message sender with the kit's producer."""
 
     @property
+    def Producer(self) -> Callable[..., Producer]:  # noqa: N802 - Celery's name; beat makes its own with it
+        """Makes a producer with the deadline of this process's role."""
+        return functools.partial(Producer, deadline=self.app.conf.get("clusterkit_publish_deadline"))
+
+    @property
     def producer_pool(self) -> Any:
         """The pool of producers of this process."""
         fresh = self._producer_pool is None
         pool = super().producer_pool
         if fresh:
-            pool.Producer = functools.partial(
-                Producer, deadline=self.app.conf.get("clusterkit_publish_deadline")
-            )
+            pool.Producer = self.Producer
         return pool
 
     def _create_task_sender(self) -> Callable[..., Any]:

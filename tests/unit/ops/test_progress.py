@@ -17,9 +17,10 @@ def printed(*, terminal: bool, fail: bool = False) -> str:
         with Progress("cluster x: up", ["First", "Second", "Third"], console) as progress:
             progress.start("First")
             progress.doing("localhost: Write a file")
-            progress.changed("localhost: Write a file")
+            progress.done("localhost: Write a file", changed=True)
             progress.start("Second")
             progress.doing("localhost: Look")
+            progress.done("localhost: Look")
             if fail:
                 raise RuntimeError("no")
     except RuntimeError:
@@ -32,10 +33,9 @@ def test_lines_are_plain_where_there_is_no_terminal() -> None:
     assert [line.split("] ")[1] for line in lines] == [
         "cluster x: up",
         "First",
-        "  localhost: Write a file",
-        "  changed: localhost: Write a file",
+        "  changed localhost: Write a file",
         "Second",
-        "  localhost: Look",
+        "  ok      localhost: Look",
     ]
     assert "\x1b" not in "".join(lines)
 

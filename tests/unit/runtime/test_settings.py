@@ -13,7 +13,7 @@ from celery.app.defaults import SETTING_KEYS
 from clusterkit.runtime import configure
 from clusterkit.runtime.clusterfile import ClusterFile
 from clusterkit.runtime.errors import BadInputError, NoClusterError
-from clusterkit.runtime.publish import AMQP
+from clusterkit.runtime.publish import AMQP, Producer
 from clusterkit.runtime.settings import NO_LOSS, PUBLISH_DEADLINE, join, weakened
 from clusterkit.runtime.task import Task
 
@@ -104,6 +104,13 @@ def test_every_setting_exists_in_celery() -> None:
 def test_who_may_wait_for_the_broker_has_no_deadline(role: str, deadline: float | None) -> None:
     file = ClusterFile(**{**FILE, "role": role, "queues": ("default", "cpu")})
     assert join(configure(new_app()), file).conf.clusterkit_publish_deadline == deadline
+
+
+def test_every_producer_of_an_app_is_the_kits() -> None:
+    app = configure(new_app(broker_url="memory://"))
+    assert isinstance(app.amqp.Producer(app.connection_for_write()), Producer), "beat makes its own"
+    with app.producer_pool.acquire() as pooled:
+        assert isinstance(pooled, Producer)
 
 
 def test_only_workers_declare_queues() -> None:

@@ -1,0 +1,151 @@
+"""What the status makes of the answers it gets."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from clusterkit.ops import inventory, status
+from clusterkit.ops.broker import Queue
+
+ROOT = Path(__file__).resolve().parents[3]
+CLUSTER = inventory.load("local", ROOT)
+QUEUES = {name: Queue(name, "quorum", 0, 0, 1) for name in ("default", "cpu", "io", "celery.dead")}
+
+
+class Control:
+    """Answers of a healthy cluster to Celery's control commands."""
+
+    pools: dict[str, str] = {}  # noqa: RUF012 - replaced by each test that needs to
+
+    def inspect(self, **_: Any) -> Control:
+        return self
+
+    def stats(self) -> dict[str, Any]:
+        return {
+            name: {
+                "pool": {
+                    "implementation": self.pools.get(name, "celery.concurrency.prefork:TaskPool"),
+                    "max-concurrency": 2,
+                    "processes": [1, 2],
+                },
+                "total": {"tasks.probes.echo": 5},
+                "uptime": 61,
+            }
+            for name, _ in CLUSTER.expected_nodes()
+        }
+
+    def active_queues(self) -> dict[str, Any]:
+        return {name: [{"name": queue} for queue in node.queues] for name, node in CLUSTER.expected_nodes()}
+
+    def active(self) -> dict[str, Any]:
+        return {name: [] for name, _ in CLUSTER.expected_nodes()}
+
+
+class App:
+    """An app with nothing but control."""
+
+    def __init__(self, control: Control) -> None:
+        self.control = control
+
+
+class FakeBroker:
+    """A broker's figures; the real one is asked in the integration tests."""
+
+    def __init__(self, queues: dict[str, Queue], alarms: list[str]) -> None:
+        self._queues, self._alarms = queues, alarms
+
+    def queues(self) -> dict[str, Queue]:
+        return self._queues
+
+    def alarms(self) -> list[str]:
+        return self._alarms
+
+    def version(self) -> str:
+        return "4.0.5"
+
+
+def collect(
+    control: Control | None = None,
+    queues: dict[str, Queue] = QUEUES,
+    alarms: list[str] | None = None,
+    services: Any = (),
+) -> status.Status:
+    app: Any = App(control or Control())
+    broker: Any = FakeBroker(queues, alarms or [])
+    return status.collect(CLUSTER, app, broker, services)
+
+
+def test_a_healthy_cluster_has_no_problem() -> None:
+    found = collect()
+    assert found.problems == ()
+    cpu = found.nodes[0]
+    assert (cpu.name, cpu.pool, cpu.done) == ("cpu@localhost", "prefork", 5)
+
+
+def test_a_node_that_does_not_answer_is_a_problem() -> None:
+    control = Control()
+    control.stats = dict  # type: ignore[method-assign]
+    assert "worker node cpu@localhost: does not answer" in collect(control).problems
+
+
+def test_a_node_in_another_pool_than_the_inventory_s_is_a_problem() -> None:
+    control = Control()
+    control.pools = {"io@localhost": "celery.concurrency.gevent:TaskPool"}
+    (problem,) = collect(control).problems
+    assert "io@localhost: runs the pool gevent, the inventory says prefork" in problem
+
+
+@pytest.mark.parametrize(
+    ("queue", "said"),
+    [
+        (replace(QUEUES["cpu"], consumers=0), "queue cpu has no consumer"),
+        (replace(QUEUES["cpu"], type="classic"), "queue cpu is a classic queue"),
+        (None, "queue cpu is not declared"),
+    ],
+)
+def test_a_queue_that_is_not_as_it_should_be_is_a_problem(queue: Queue | None, said: str) -> None:
+    queues = {name: found for name, found in {**QUEUES, "cpu": queue}.items() if found}
+    assert said in str(collect(queues=queues).problems)
+
+
+def test_in_an_alarm_nobody_is_asked_who_could_not_answer() -> None:
+    found = collect(alarms=["rabbit@localhost: memory"])
+    assert found.problems == ("the broker holds publishers back: rabbit@localhost: memory alarm",)
+    assert found.nodes == ()
+
+
+def test_a_service_that_does_not_run_is_a_problem() -> None:
+    services = (status.ServiceStatus("localhost", "flower", "fatal", 0, 0),)
+    assert collect(services=services).problems == ("service flower on localhost: fatal",)
+
+
+@pytest.mark.parametrize(
+    ("implementation", "pool"),
+    [
+        ("celery.concurrency.prefork:TaskPool", "prefork"),
+        ("celery.concurrency.thread:TaskPool", "threads"),
+        ("celery.concurrency.gevent:TaskPool", "gevent"),
+        ("celery.concurrency.eventlet:TaskPool", "eventlet"),
+        ("celery.concurrency.solo:TaskPool", "solo"),
+    ],
+)
+def test_celerys_pool_classes_have_the_inventorys_names(implementation: str, pool: str) -> None:
+    assert status._pool_kind(implementation) == pool
+
+
+@pytest.mark.parametrize(("seconds", "said"), [(5, "5s"), (61, "1m"), (3700, "1h 1m"), (200_000, "2d 7h")])
+def test_durations_read_as_a_person_says_them(seconds: int, said: str) -> None:
+    assert status.duration(seconds) == said
+
+
+def test_the_tables_show_nodes_queues_and_problems() -> None:
+    output = io.StringIO()
+    status.show(collect(alarms=["rabbit@localhost: disk"]), Console(file=output, width=120))
+    for words in ("Queues", "celery.dead", "problem", "disk alarm", "http://127.0.0.1:24555/"):
+        assert words in output.getvalue()
