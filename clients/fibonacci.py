@@ -8,6 +8,8 @@ Examples:
 
 from __future__ import annotations
 
+import _venv  # noqa: F401  # isort: skip - runs this in the checkout's .venv
+
 import time
 
 from rich.console import Console

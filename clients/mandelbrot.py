@@ -9,6 +9,8 @@ Examples:
 
 from __future__ import annotations
 
+import _venv  # noqa: F401  # isort: skip - runs this in the checkout's .venv
+
 import math
 import shlex
 import sys

@@ -11,6 +11,8 @@ Examples:
 
 from __future__ import annotations
 
+import _venv  # noqa: F401  # isort: skip - runs this in the checkout's .venv
+
 import json
 import shlex
 import sys

@@ -73,7 +73,7 @@ def test_the_workers_page_lists_every_node_as_online(page: Page) -> None:
 def test_a_worker_s_page_shows_its_pool(page: Page) -> None:
     page.goto("/workers")
     page.get_by_role("link", name="cpu@localhost").click()
-    page.get_by_text("Worker pool options").wait_for(timeout=20 * SECONDS)
+    page.get_by_role("heading", name="Worker pool options").wait_for(timeout=20 * SECONDS)
     assert "prefork" in page.content()
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from clusterkit.ops import clusterfiles, needs, playbook, probing, release, status, topology
 from clusterkit.ops import secrets as secret_store
 from clusterkit.ops.broker import Broker
-from clusterkit.ops.errors import ClusterUnhealthyError, DeployError, PreflightError, ReleaseError
+from clusterkit.ops.errors import ClusterUnhealthyError, PreflightError
 from clusterkit.ops.progress import Progress
 from clusterkit.ops.status import NodeStatus, ServiceStatus, Status
 from clusterkit.runtime import client
@@ -62,10 +62,7 @@ def up(cluster: Cluster, console: Console) -> Deployed:
     with _alone(cluster), Progress(f"cluster {cluster.name}: up", phases, console) as progress:
         progress.start(_BUILD)
         built = release.build(cluster, progress.doing)
-        try:
-            outcome = playbook.run(cluster, "up", _variables(cluster, secrets, built), progress)
-        except DeployError as error:
-            raise _as_release_error(error) from error
+        outcome = playbook.run(cluster, "up", _variables(cluster, secrets, built), progress)
         _write_cluster_files(cluster, secrets, _manifest(outcome))
         progress.start(_PROBE)
         app = operator_app(cluster)
@@ -210,10 +207,3 @@ def _write_cluster_files(cluster: Cluster, secrets: Secrets, tasks: dict[str, st
     operator = clusterfiles.cluster_file(cluster, secrets, "operator", tasks)
     clusterfiles.write(producer, cluster.state_dir / "client.json")
     clusterfiles.write(operator, cluster.state_dir / "operator.json")
-
-
-def _as_release_error(error: DeployError) -> Exception:
-    """Return an app that cannot be imported as what it is: the release's fault, not a host's."""
-    if "Refuse an app that cannot be imported" in str(error):
-        return ReleaseError(str(error), next_step="no service was touched; correct the app and run it again")
-    return error

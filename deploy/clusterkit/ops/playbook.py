@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from clusterkit.ops.errors import DeployError, PreflightError
+from clusterkit.ops.errors import DeployError, PreflightError, ReleaseError
 
 if TYPE_CHECKING:
     from clusterkit.ops.model import Cluster
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 #: Runs whose events are kept for a look afterwards.
 _RUNS_KEPT = 10
+#: The task that fails when the release's app cannot be imported (role release).
+IMPORT_TASK = "Import the app once"
 #: Actions that only steer the playbook: nothing a person waits for.
 _NO_WORK = {"include_role", "include_tasks", "set_fact", "assert", "validate_argument_spec"}
 #: Lines of a failed task's output that are shown.
@@ -68,7 +70,8 @@ def run(
 
     Raises:
         PreflightError: a check before any change found problems.
-        DeployError: a task failed; the message has its output.
+        ReleaseError: the release's app cannot be imported.
+        DeployError: another task failed; the message has its output.
     """
     import ansible_runner  # noqa: PLC0415 - a third of a second that other commands need not wait for
 
@@ -138,6 +141,11 @@ def _error(outcome: Outcome, runner: Any, playbook: str) -> Exception:
                 found,
                 next_step="mend them and run the command again",
             )
+    if any(failure.task == IMPORT_TASK for failure in outcome.failures):
+        return ReleaseError(
+            f"the app cannot be imported, so nothing was switched to it:\n{outcome.failures[0]}",
+            next_step="correct the app, celery_app or app_source, and run the command again",
+        )
     return DeployError(
         "\n".join(map(str, outcome.failures)),
         next_step="running it again goes on where it stopped; make cluster-logs shows the services' logs",

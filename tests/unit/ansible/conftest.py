@@ -25,7 +25,7 @@ Call = Callable[..., dict[str, Any]]
 
 @pytest.fixture
 def call() -> Call:
-    """Return a function that runs a module with arguments and returns its result (`failed` when it failed)."""
+    """Return a function that runs a module with arguments and returns its result."""
     from ansible.module_utils.testing import patch_module_args  # noqa: PLC0415 - after the path was extended
 
     def run(name: str, *, check_mode: bool = False, **arguments: Any) -> dict[str, Any]:
@@ -56,13 +56,14 @@ def supervised(home: Path, call: Call) -> Iterator[Call]:
     """Return a function that applies a set of services in `home`; everything is stopped at the end."""
 
     def apply(services: list[dict[str, Any]], set_name: str = "things", **more: Any) -> dict[str, Any]:
+        place = more.pop("home", str(home))
         return call(
             "supervisor_services",
-            home=str(home),
+            home=place,
             set=set_name,
             services=services,
             supervisor_bin=str(Path(sys.executable).parent),
-            log_directory=str(home / "log"),
+            log_directory=f"{place}/log",
             **more,
         )
 

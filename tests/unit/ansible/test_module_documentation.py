@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import importlib
+from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from conftest import ANSIBLE
 
+ANSIBLE = Path(__file__).parents[3] / "ansible"
 MODULES = sorted(path.stem for path in (ANSIBLE / "library").glob("*.py"))
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import ANSIBLE
 
+ANSIBLE = Path(__file__).parents[3] / "ansible"
 ROLES = sorted(path for path in (ANSIBLE / "roles").iterdir() if path.is_dir())
 NAMES = [role.name for role in ROLES]
 
@@ -18,7 +18,8 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def entry_points(role: Path) -> dict[str, dict[str, Any]]:
-    return load(role / "meta" / "argument_specs.yml")["argument_specs"]
+    specs: dict[str, dict[str, Any]] = load(role / "meta" / "argument_specs.yml")["argument_specs"]
+    return specs
 
 
 def options(role: Path) -> list[tuple[str, str, dict[str, Any]]]:
@@ -32,7 +33,9 @@ def options(role: Path) -> list[tuple[str, str, dict[str, Any]]]:
         return found
 
     return [
-        option for entry, spec in entry_points(role).items() for option in inner(entry, spec.get("options", {}))
+        option
+        for entry, spec in entry_points(role).items()
+        for option in inner(entry, spec.get("options", {}))
     ]
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 CLIENTS = Path(__file__).parents[3] / "clients"
-NAMES = sorted(path.name for path in CLIENTS.glob("*.py"))
+NAMES = sorted(path.name for path in CLIENTS.glob("[!_]*.py"))
 
 
 def run(name: str, *args: str, folder: Path) -> subprocess.CompletedProcess[str]:
@@ -38,6 +38,15 @@ def test_help_has_examples(name: str, tmp_path: Path) -> None:
 def test_it_can_be_started_by_its_name(name: str) -> None:
     assert os.access(CLIENTS / name, os.X_OK)
     assert (CLIENTS / name).read_text().startswith("#!/usr/bin/env python3\n")
+
+
+def test_any_python_will_do_to_start_one(tmp_path: Path) -> None:
+    """The bare interpreter has none of the packages; the script goes on in the checkout's environment."""
+    bare = Path(sys.base_prefix) / "bin" / "python3"
+    done = subprocess.run(
+        [bare, CLIENTS / "submit.py", "--help"], capture_output=True, text=True, cwd=tmp_path, check=False
+    )
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,485 @@
+#!/usr/bin/python
+"""Ansible module: bring a set of services under a cluster's private supervisord into the wanted state."""
+
+from __future__ import annotations
+
+import re
+import resource
+import subprocess
+import xmlrpc.client
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.clusterkit_files import DIRECTORIES, FILES, FileSet, FileSetError, read, replace
+from ansible.module_utils.clusterkit_logs import last_lines, with_log
+from ansible.module_utils.clusterkit_processes import MARKER
+from ansible.module_utils.clusterkit_supervisor import (
+    FAULT_CANNOT_REREAD,
+    Layout,
+    Program,
+    ProgramFailedError,
+    Supervisor,
+    SupervisorError,
+    check_private,
+    clean_environment,
+    main_configuration,
+    wait_until,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+DOCUMENTATION = r"""
+---
+module: supervisor_services
+short_description: Run a set of services under a private supervisord
+description:
+  - Writes the files that the services read and the set's own, starts the cluster's supervisord when none
+    answers, and makes its programs equal to the files. Only programs that are new, other or gone are touched.
+  - Every service of the set runs at the end and has stayed up for its O(services[].start_seconds), or the
+    module fails with the last lines of its log.
+  - Everything belongs to the user that runs the module; nothing needs root.
+options:
+  home:
+    description: Absolute path of the cluster's home.
+    type: path
+    required: true
+  set:
+    description: Name of the set. Services that were in it and are no longer listed are stopped and removed.
+    type: str
+    required: true
+  services:
+    description: The services of the set.
+    type: list
+    elements: dict
+    required: true
+    suboptions:
+      name:
+        description: Name of the service, unique in the cluster.
+        type: str
+        required: true
+      command:
+        description: Command line, split as a shell would split it, but not run by one.
+        type: str
+        required: true
+      environment:
+        description: Environment variables; those with secrets belong into O(services[].secret_environment).
+        type: dict
+        default: {}
+      secret_environment:
+        description: Environment variables whose values are never shown.
+        type: dict
+        default: {}
+      working_directory:
+        description: Where the command starts; the home when empty.
+        type: str
+        default: ""
+      user:
+        description: Not used here; a unit of systemd runs as this user.
+        type: str
+        default: ""
+      stop_signal:
+        description: Signal that asks the main process to end.
+        type: str
+        default: TERM
+      stop_timeout:
+        description: Seconds until the whole process group is killed.
+        type: int
+        default: 10
+      start_seconds:
+        description: Seconds the command has to stay up to count as started.
+        type: int
+        default: 1
+      priority:
+        description: Services start in ascending order and stop in descending order of this.
+        type: int
+        default: 500
+      fingerprint:
+        description: Any text that changes when a file the service reads has changed; it is then restarted.
+        type: str
+        default: ""
+  directories:
+    description: Directories to make first, parents before their children.
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      path:
+        description: Absolute path.
+        type: path
+        required: true
+      mode:
+        description: Mode, in octal digits.
+        type: str
+        default: "0700"
+  files:
+    description: Files to write before services start. Contents are never shown. A service is restarted for a
+      file that is a part of its O(services[].fingerprint).
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      path:
+        description: Absolute path; its directory has to exist.
+        type: path
+        required: true
+      content:
+        description: What the file holds.
+        type: str
+        required: true
+      mode:
+        description: Mode, in octal digits.
+        type: str
+        default: "0600"
+      validate:
+        description: A command that fails when the file cannot be used; C(%s) stands for the new file.
+        type: str
+        default: ""
+  environment:
+    description: Environment variables of all services; those of a service win.
+    type: dict
+    default: {}
+  supervisor_bin:
+    description: Directory that holds the C(supervisord) command.
+    type: path
+    required: true
+  log_directory:
+    description: Directory of the logs, one C(<service>.log) each.
+    type: path
+    required: true
+  log_bytes:
+    description: Size in bytes at which a log is rotated.
+    type: int
+    default: 20000000
+  log_backups:
+    description: How many rotated logs of a service are kept.
+    type: int
+    default: 3
+  timeout:
+    description: Seconds a service may need to come up, in addition to its O(services[].start_seconds).
+    type: int
+    default: 30
+attributes:
+  check_mode:
+    support: full
+    description: Tells which services would be started, restarted and removed.
+author:
+  - clusterkit
+"""
+
+EXAMPLES = r"""
+- name: Run the result store
+  supervisor_services:
+    home: /srv/demo/.cluster/local
+    set: valkey
+    supervisor_bin: /srv/demo/.venv/bin
+    log_directory: /srv/demo/.cluster/local/log
+    services:
+      - name: valkey
+        command: /usr/bin/valkey-server /srv/demo/.cluster/local/valkey/valkey.conf
+        stop_timeout: 30
+        fingerprint: 5e884898da28047151d0e56f8dc62927
+"""
+
+RETURN = r"""
+changed_paths:
+  description: Directories and files that were made, written or given another mode.
+  type: list
+  elements: str
+  returned: always
+started:
+  description: Names of the services that were not running, or are new, and were started.
+  type: list
+  elements: str
+  returned: always
+restarted:
+  description: Names of the services that were restarted because they changed.
+  type: list
+  elements: str
+  returned: always
+removed:
+  description: Names of the services that were stopped and removed.
+  type: list
+  elements: str
+  returned: always
+supervisord:
+  description: supervisord's process id, its socket, and whether this run started it.
+  type: dict
+  returned: always
+  sample: {"pid": 4711, "socket": "/srv/demo/.cluster/local/supervisor/supervisor.sock", "started": false}
+"""
+
+# Files a process may have open, as far as the hard limit allows: brokers count each connection.
+_OPEN_FILES = 65536
+
+# Names that need no quoting in any file, and that supervisor does not take for a group.
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
+
+# Seconds supervisord may need until it answers.
+_ANSWER = 15
+
+
+@dataclass
+class Outcome:
+    """What was, or would be, done."""
+
+    started: set[str] = field(default_factory=set)
+    restarted: set[str] = field(default_factory=set)
+    removed: set[str] = field(default_factory=set)
+    paths: list[str] = field(default_factory=list)
+    supervisord: bool = False
+
+    @property
+    def changed(self) -> bool:
+        """Whether anything is different from before."""
+        return bool(self.started or self.restarted or self.removed or self.paths or self.supervisord)
+
+
+def programs_of(
+    services: Iterable[Mapping[str, Any]], home: str, options: Mapping[str, Any]
+) -> list[Program]:
+    """Turn the module's `services` into programs."""
+    return [
+        Program(
+            name=service["name"],
+            command=service["command"],
+            directory=service["working_directory"] or home,
+            log_file=str(Path(options["log_directory"], service["name"] + ".log")),
+            environment={
+                **{name: str(value) for name, value in options["environment"].items()},
+                **{name: str(value) for name, value in service["environment"].items()},
+                **{name: str(value) for name, value in service["secret_environment"].items()},
+                MARKER: home,
+                # A part of the configuration that supervisord compares: another text means a restart.
+                "CLUSTERKIT_FINGERPRINT": service["fingerprint"],
+            },
+            stop_signal=service["stop_signal"],
+            stop_timeout=service["stop_timeout"],
+            start_seconds=service["start_seconds"],
+            priority=service["priority"],
+            log_bytes=options["log_bytes"],
+            log_backups=options["log_backups"],
+        )
+        for service in services
+    ]
+
+
+def check_services(layout: Layout, set_name: str, programs: Iterable[Program]) -> None:
+    """Refuse a service that cannot be run, and a name that is there twice, in this set or in another.
+
+    Raises:
+        ValueError: naming the service, what is wrong with it, and the other set.
+    """
+    others = {name: owner for name, owner in layout.set_of().items() if owner != set_name}
+    seen: set[str] = set()
+    for program in programs:
+        if not _NAME.fullmatch(program.name):
+            raise ValueError(f"the name {program.name!r} is not a letter and then letters, digits, - and _")
+        if not program.command.startswith("/"):
+            raise ValueError(f"the command of {program.name} does not begin with an absolute path")
+        if program.name in seen:
+            raise ValueError(f"the service {program.name} is listed twice in the set {set_name}")
+        if program.name in others:
+            raise ValueError(
+                f"the service {program.name} of the set {set_name} is in {others[program.name]} too"
+            )
+        seen.add(program.name)
+
+
+class Run:
+    """One run of the module over one set."""
+
+    def __init__(self, module: AnsibleModule) -> None:
+        self.options = module.params
+        self.layout = Layout(Path(self.options["home"]).resolve())
+        self.supervisor = Supervisor(self.layout)
+        self.set_name: str = self.options["set"]
+        self.programs = programs_of(self.options["services"], str(self.layout.home), self.options)
+        check_services(self.layout, self.set_name, self.programs)
+        self.set_file = self.layout.set_file(self.set_name)
+        self.files = FileSet(module)
+
+    def write_files(self) -> None:
+        """Write every file but the set's own; in check mode only note them."""
+        log_directory = self.options["log_directory"]
+        supervisorctl = Path(self.options["supervisor_bin"], "supervisorctl")
+        bin_directory = self.layout.home / "bin"
+        directories = [
+            self.layout.home,
+            bin_directory,
+            self.layout.directory,
+            self.layout.sets,
+            log_directory,
+        ]
+        configuration = main_configuration(self.layout, log_directory)
+        # Finds the socket by itself.
+        command = f'#!/bin/sh\nexec "{supervisorctl}" -c "{self.layout.configuration}" "$@"\n'
+        self.files.write_all(
+            [{"path": path, "mode": "0700"} for path in directories] + self.options["directories"],
+            [
+                {"path": self.layout.configuration, "content": configuration, "mode": "0600", "validate": ""},
+                {"path": bin_directory / "supervisorctl", "content": command, "mode": "0700", "validate": ""},
+                *self.options["files"],
+            ],
+        )
+
+    def write_set(self) -> None:
+        """Write the set's own file, or remove it when there is no service in the set any more."""
+        text = "\n".join(program.section() for program in self.programs).encode()
+        if (read(self.set_file) or b"") == text:
+            return
+        self.files.changed.append(str(self.set_file))
+        if text:
+            replace(self.set_file, text)
+        else:
+            self.set_file.unlink()
+
+    def plan(self) -> Outcome:
+        """Return what a run would do, without doing it."""
+        self.write_files()
+        old = self.layout.programs(self.set_name)
+        running = self.supervisor.pid() != 0
+        states = self.supervisor.states() if running else {}
+        outcome = Outcome(paths=self.files.changed, supervisord=not running)
+        outcome.removed = set(old) - {program.name for program in self.programs}
+        for program in self.programs:
+            state = states.get(program.name)
+            if state is None or not state.alive:
+                outcome.started.add(program.name)
+            elif old.get(program.name) != parsed(program):
+                outcome.restarted.add(program.name)
+        return outcome
+
+    def apply(self) -> Outcome:
+        """Bring the set into the wanted state and return what was done."""
+        outcome = Outcome(paths=self.files.changed)
+        self.write_files()
+        previous = read(self.set_file)
+        self.write_set()
+        if not self.supervisor.pid():
+            self._start_supervisord()
+            outcome.supervisord = True
+        try:
+            added, changed, removed = self.supervisor.reread()
+        except xmlrpc.client.Fault as fault:
+            if fault.faultCode == FAULT_CANNOT_REREAD:
+                # supervisord would not come up with it either.
+                if previous is None:
+                    self.set_file.unlink(missing_ok=True)
+                else:
+                    replace(self.set_file, previous)
+            raise SupervisorError(f"supervisord cannot use {self.set_file}: {fault.faultString}") from None
+        self._replace(added, changed, removed, outcome)
+        return outcome
+
+    def _replace(self, added: set[str], changed: set[str], removed: set[str], outcome: Outcome) -> None:
+        before = self.supervisor.states()
+        alive = {name for name, state in before.items() if state.alive}
+        self.supervisor.stop((changed | removed) & {name for name in before if before[name].needs_stop})
+        for name in changed | removed:
+            self.supervisor.remove(name)
+        for name in added | changed:
+            self.supervisor.add(name)
+        wanted = {program.name for program in self.programs}
+        outcome.started = wanted - alive
+        # A change in another set is one that an interrupted run left: what ran there goes on running.
+        outcome.restarted = changed & alive
+        outcome.removed = removed
+        self.supervisor.start(wanted | outcome.restarted, self.options["timeout"])
+
+    def _start_supervisord(self) -> None:
+        """Start supervisord as a daemon and wait until it answers.
+
+        Raises:
+            SupervisorError: it did not; with what it said.
+        """
+        check_private(self.layout.socket.parent)
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        limit = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, _OPEN_FILES)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+        home = str(self.layout.home)
+        done = subprocess.run(
+            [str(Path(self.options["supervisor_bin"], "supervisord")), "-c", str(self.layout.configuration)],
+            env=clean_environment(home),
+            cwd=home,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+        if done.returncode or not wait_until(lambda: self.supervisor.pid() != 0, _ANSWER):
+            log = "\n".join(last_lines(Path(self.options["log_directory"], "supervisord.log"), 15))
+            said = f"{done.stderr or done.stdout}\n{log}".strip()
+            raise SupervisorError(f"supervisord does not start (exit status {done.returncode}): {said}")
+
+
+def parsed(program: Program) -> dict[str, str]:
+    """Return the program's options as they are read back from a file."""
+    lines = program.section().splitlines()[1:]
+    return {name: value for name, _, value in (line.partition(" = ") for line in lines)}
+
+
+ARGUMENTS: dict[str, Any] = {
+    "home": {"type": "path", "required": True},
+    "set": {"type": "str", "required": True},
+    "services": {
+        "type": "list",
+        "elements": "dict",
+        "required": True,
+        "options": {
+            "name": {"type": "str", "required": True},
+            "command": {"type": "str", "required": True},
+            "environment": {"type": "dict", "default": {}},
+            "secret_environment": {"type": "dict", "default": {}, "no_log": True},
+            "working_directory": {"type": "str", "default": ""},
+            "user": {"type": "str", "default": ""},
+            "stop_signal": {"type": "str", "default": "TERM"},
+            "stop_timeout": {"type": "int", "default": 10},
+            "start_seconds": {"type": "int", "default": 1},
+            "priority": {"type": "int", "default": 500},
+            "fingerprint": {"type": "str", "default": ""},
+        },
+    },
+    "directories": DIRECTORIES,
+    "files": FILES,
+    "environment": {"type": "dict", "default": {}},
+    "supervisor_bin": {"type": "path", "required": True},
+    "log_directory": {"type": "path", "required": True},
+    "log_bytes": {"type": "int", "default": 20_000_000},
+    "log_backups": {"type": "int", "default": 3},
+    "timeout": {"type": "int", "default": 30},
+}
+
+
+def main() -> None:
+    """Run the module."""
+    module = AnsibleModule(argument_spec=ARGUMENTS, supports_check_mode=True)
+    try:
+        run = Run(module)
+        outcome = run.plan() if module.check_mode else run.apply()
+    except ProgramFailedError as error:
+        log = Path(module.params["log_directory"], f"{error.program}.log")
+        module.fail_json(msg=with_log(str(error), log, error.log_start), service=error.program)
+    except (SupervisorError, FileSetError, ValueError, OSError) as error:
+        module.fail_json(msg=f"the services of the set {module.params['set']}: {error}")
+    except (xmlrpc.client.Error, subprocess.SubprocessError) as error:
+        module.fail_json(msg=f"supervisord, for the set {module.params['set']}: {error}")
+    module.exit_json(
+        changed=outcome.changed,
+        changed_paths=outcome.paths,
+        started=sorted(outcome.started),
+        restarted=sorted(outcome.restarted),
+        removed=sorted(outcome.removed),
+        supervisord={
+            "pid": run.supervisor.pid(),
+            "socket": str(run.layout.socket),
+            "started": outcome.supervisord,
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()
