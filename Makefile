@@ -74,8 +74,8 @@ test: .venv/.ready-dev ## all tests, from nothing: brings up a cluster of its ow
 lint: .venv/.ready-dev ## ruff, mypy --strict, ansible-lint
 	@.venv/bin/ruff format --check .
 	@.venv/bin/ruff check .
-	@.venv/bin/mypy deploy/clusterkit tasks clients ansible/library tests
-	@cd ansible && ../.venv/bin/ansible-lint --offline -q
+	@.venv/bin/mypy deploy/clusterkit tasks clients ansible/library ansible/plugins tests
+	@cd ansible && ../.venv/bin/ansible-lint -q
 
 format: .venv/.ready-dev ## format the Python code
 	@.venv/bin/ruff format .

@@ -37,7 +37,7 @@ def ports(cluster: Cluster) -> dict[str, list[dict[str, Any]]]:
                 "port": numbers[port],
                 "address": cluster.bind_address,
                 "service": service,
-                "variable": f"ports.{port} (or port_base, for all of them)",
+                "variable": f"ports.{port}",
             }
             for group in host.groups
             for port, service in _PORTS.get(group, {}).items()

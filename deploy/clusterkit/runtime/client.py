@@ -8,7 +8,6 @@ print(client.wait(result, timeout=60))
 from __future__ import annotations
 
 import argparse
-import gc
 import os
 import sys
 import time
@@ -220,10 +219,14 @@ def argument_parser(description: str | None, **options: Any) -> argparse.Argumen
 
 def run(main: Callable[[], int | None]) -> NoReturn:
     """Run a script's ``main`` and end the process: errors become two lines and an exit code."""
-    code = _outcome(main)
-    # Results still alive at the interpreter's end would print tracebacks: their clean-up imports modules.
-    gc.collect()
-    sys.exit(code)
+    try:
+        code = _outcome(main)
+        sys.stdout.flush()
+    except BrokenPipeError:  # | head
+        code = 0
+    # Not sys.exit: a result still alive at the interpreter's end prints a traceback, because its
+    # clean-up talks to the result store with half the modules gone (Celery 5.7, AsyncResult.__del__).
+    os._exit(code)
 
 
 def _outcome(main: Callable[[], int | None]) -> int:
@@ -235,9 +238,6 @@ def _outcome(main: Callable[[], int | None]) -> int:
         return report(BadInputError(str(error), next_step="queues are declared in the cluster's group_vars"))
     except (OperationalError, redis.exceptions.RedisError) as error:
         return report(ClusterUnreachableError(str(error), next_step="make cluster-status"))
-    except BrokenPipeError:  # | head
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except KeyboardInterrupt:
         message = "interrupted before everything was sent"
         return report(InterruptedByUserError(message, next_step="start it again: what was sent goes on"))
