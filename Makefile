@@ -24,6 +24,8 @@ WAIT ?= 1
 TESTS ?= tests
 PYTHON ?= python3
 export CLUSTER PYTHON YES
+# JSON=1 must print JSON alone, also from within another make.
+MAKEFLAGS += --no-print-directory
 
 clusterkit := .venv/bin/clusterkit
 json := $(if $(filter 1,$(JSON)),--json)

@@ -17,10 +17,18 @@ import psutil
 import pytest
 import yaml
 
+from clusterkit.ops import secrets
+from clusterkit.ops.broker import Broker
 from clusterkit.ops.inventory import Cluster, load
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = ROOT / ".venv" / "bin"
+#: What `make test` leaves in the environment must not steer the makes that the tests start.
+ENVIRONMENT = {
+    name: value
+    for name, value in os.environ.items()
+    if name not in {"MAKEFLAGS", "MAKELEVEL", "MFLAGS", "MAKEOVERRIDES", "CLUSTER", "YES"}
+}
 #: Out of the way of a `local` cluster (24000) that may be running from this checkout.
 PORT_BASE = 21_000
 
@@ -46,7 +54,9 @@ class LocalCluster:
         make itself ends with 2 whatever failed, and names the command's code in its last line.
         """
         command = ["make", target, f"CLUSTER={self.directory}", *variables]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=400, check=False)
+        done = subprocess.run(
+            command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=400, check=False
+        )
         said = f"Error {code}" if code else ""
         if bool(done.returncode) != bool(code) or said not in done.stderr:
             pytest.fail(
@@ -63,6 +73,7 @@ class LocalCluster:
         done = subprocess.run(
             [BIN / "clusterkit", "cluster", "status", "--json", "--cluster", self.directory],
             cwd=ROOT,
+            env=ENVIRONMENT,
             capture_output=True,
             text=True,
             timeout=60,
@@ -76,7 +87,14 @@ class LocalCluster:
         return result
 
     def pid_of(self, service: str) -> int:
-        return next(int(found["pid"]) for found in self.status()["services"] if found["name"] == service)
+        """The process of a service, asked of the supervisor itself: a status of the kit takes seconds."""
+        command = [self.home / "bin" / "supervisorctl", "pid", service]
+        return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+    def broker(self) -> Broker:
+        """RabbitMQ's HTTP API as the user monitor."""
+        password = secrets.ensure(self.home / "secrets.yml").broker["monitor"]
+        return Broker(f"http://127.0.0.1:{self.model.ports.management}", "monitor", password)
 
     def logs(self, lines: int = 15) -> str:
         """The last lines of every service's log, for a failing test's message."""
@@ -116,6 +134,7 @@ class LocalCluster:
         return subprocess.run(
             [BIN / "python", ROOT / "clients" / script, "--cluster", self.name, *arguments],
             cwd=ROOT,
+            env=ENVIRONMENT,
             capture_output=True,
             text=True,
             timeout=timeout,

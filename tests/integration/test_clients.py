@@ -14,7 +14,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from harness import BIN, ROOT, LocalCluster
+from harness import BIN, ENVIRONMENT, ROOT, LocalCluster
 from PIL import Image
 
 LICENCES = Path("/usr/share/common-licenses")
@@ -29,6 +29,7 @@ def test_make_submit_does_the_same(cluster: LocalCluster) -> None:
     done = subprocess.run(
         ["make", "submit", f"CLUSTER={cluster.name}", "TASK=tasks.compute.fibonacci", "ARGS=[30]"],
         cwd=ROOT,
+        env=ENVIRONMENT,
         capture_output=True,
         text=True,
         check=True,

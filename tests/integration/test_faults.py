@@ -16,7 +16,7 @@ import psutil
 import pytest
 from celery import Celery, group
 from celery.result import AsyncResult
-from harness import LocalCluster, eventually
+from harness import ENVIRONMENT, ROOT, LocalCluster, eventually
 
 from clusterkit.ops.deployment import operator_app
 from clusterkit.runtime.errors import PublishTimeoutError
@@ -42,7 +42,8 @@ def running_pid(cluster: LocalCluster, task_id: str) -> int:
 
 
 def dead_letters(cluster: LocalCluster) -> int:
-    return next(int(queue["ready"]) for queue in cluster.status()["queues"] if queue["name"] == "celery.dead")
+    with cluster.broker() as broker:
+        return broker.queues()["celery.dead"].ready
 
 
 @pytest.fixture(autouse=True)
@@ -87,6 +88,8 @@ def test_a_broker_restart_under_load_loses_nothing(cluster: LocalCluster, app: C
         if number == MANY // 3:
             restart = subprocess.Popen(
                 ["make", "cluster-restart", f"CLUSTER={cluster.directory}", "SERVICE=rabbitmq"],
+                cwd=ROOT,
+                env=ENVIRONMENT,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
             )

@@ -38,6 +38,7 @@ Exit codes: 0 done; 2 usage; 3 inventory; 4 preflight (nothing was changed); 5 d
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=True,
+    pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
     help=f"Deploys and operates Celery clusters that lose no task.\n{EXIT_CODES}",
