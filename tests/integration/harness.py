@@ -88,7 +88,7 @@ class LocalCluster:
 
     def pid_of(self, service: str) -> int:
         """The process of a service, asked of the supervisor itself: a status of the kit takes seconds."""
-        command = [self.home / "bin" / "supervisorctl", "pid", service]
+        command = [str(self.home / "bin" / "supervisorctl"), "pid", service]
         return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
     def broker(self) -> Broker:

@@ -177,7 +177,7 @@ def _variables(cluster: Cluster, secrets: Secrets, built: release.Release) -> di
         "cluster_consumer_timeout": topology.consumer_timeout_ms(cluster),
         "cluster_ports": needs.ports(cluster),
         "cluster_packages": needs.packages(cluster),
-        "cluster_variables_file": str(cluster.directory / "group_vars" / "all.yml"),
+        "cluster_variables_file": cluster.ports_place,
         "cluster_release": {"id": built.id, "archive": str(built.archive)},
     }
 

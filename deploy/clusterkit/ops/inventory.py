@@ -238,9 +238,16 @@ class _Loader:
                 "root": self.root,
                 "members": groups.members,
                 "hosts": groups.hosts,
+                "ports_place": self._ports_place(),
                 "warnings": tuple(self._line(warning) for warning in self.warnings),
             }
         )
+
+    def _ports_place(self) -> str:
+        """Return where ports are chosen, for messages about a taken one: `file:line` if it is written."""
+        path: KeyPath = ("ports",) if ("ports",) in self.positions else ("port_base",)
+        written = path in self.positions
+        return self._place(self._position(path) if written else Position(self._position(()).file))
 
     def _add(self, findings: Iterable[rules.Finding]) -> None:
         """Add findings, at most one per place: the first is the cause, the others follow from it."""
@@ -264,10 +271,12 @@ class _Loader:
         self.warnings.append(Problem(position, path, message))
 
     def _line(self, problem: Problem) -> str:
-        file, line = problem.position
-        place = f"{_shown(file, self.root)}:{line}" if line else str(_shown(file, self.root))
         where = f"{spell(problem.path)}: " if problem.path else ""
-        return f"{place}: {where}{problem.message}"
+        return f"{self._place(problem.position)}: {where}{problem.message}"
+
+    def _place(self, position: Position) -> str:
+        file = _shown(position.file, self.root)
+        return f"{file}:{position.line}" if position.line else str(file)
 
     def _error(self) -> InventoryError:
         ordered = sorted(self.problems, key=lambda problem: problem.position)

@@ -319,6 +319,8 @@ class Cluster(Settings):
     """Names of the hosts in each group."""
     hosts: dict[str, Host]
     """Every host by name."""
+    ports_place: str = ""
+    """File and line of the inventory where ports are chosen."""
     warnings: tuple[str, ...] = ()
     """Settings that are allowed but have no effect, with file and line."""
 
@@ -347,7 +349,7 @@ class Cluster(Settings):
     def to_ansible(self) -> dict[str, Any]:
         """Return the whole model as JSON-safe values, with what playbooks would otherwise work out."""
         return {
-            **self.model_dump(mode="json", exclude={"warnings", "members"}),
+            **self.model_dump(mode="json", exclude={"warnings", "members", "ports_place"}),
             "state_dir": str(self.state_dir),
             "app": self.app.model_dump(mode="json"),
             "groups": {name: list(hosts) for name, hosts in self.members.items()},

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from clusterkit.ops.errors import DeployError, PreflightError, ReleaseError
+from clusterkit.runtime.errors import InterruptedByUserError
 
 if TYPE_CHECKING:
     from clusterkit.ops.model import Cluster
@@ -69,6 +70,7 @@ def run(
     """Run ``playbook`` (a name without ending) on the cluster's hosts with ``variables``.
 
     Raises:
+        InterruptedByUserError: Ctrl-C.
         PreflightError: a check before any change found problems.
         ReleaseError: the release's app cannot be imported.
         DeployError: another task failed; the message has its output.
@@ -95,6 +97,10 @@ def run(
         )
     finally:
         secrets.unlink()
+    if runner.status == "canceled":  # Ctrl-C, which ansible-runner takes and ends the playbook for
+        raise InterruptedByUserError(
+            f"interrupted in the middle of {playbook}", next_step="running it again goes on where it stopped"
+        )
     if runner.status != "successful":
         raise _error(outcome, runner, playbook)
     return outcome
@@ -129,18 +135,17 @@ def _error(outcome: Outcome, runner: Any, playbook: str) -> Exception:
     if not outcome.failures:
         output = runner.stdout.read().strip().splitlines()[-_TAIL:]
         return DeployError(f"playbook {playbook} did not run:\n" + "\n".join(output))
-    for failure in outcome.failures:
-        if "problems" in failure.result:
-            found = [
-                f"{failed.host}: {problem}"
-                for failed in outcome.failures
-                for problem in failed.result["problems"]
-            ]
-            return PreflightError(
-                "nothing was changed; to be mended first:",
-                found,
-                next_step="mend them and run the command again",
-            )
+    problems = [
+        f"{failure.host}: {problem['what']}\n    {problem['next']}"
+        for failure in outcome.failures
+        for problem in failure.result.get("problems", ())
+    ]
+    if problems:
+        return PreflightError(
+            "nothing was changed; to be mended first:",
+            problems,
+            next_step="mend them and run the command again",
+        )
     if any(failure.task == IMPORT_TASK for failure in outcome.failures):
         return ReleaseError(
             f"the app cannot be imported, so nothing was switched to it:\n{outcome.failures[0]}",
