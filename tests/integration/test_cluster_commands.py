@@ -26,12 +26,8 @@ def test_status_lists_every_worker_node_with_its_pool(cluster: LocalCluster) -> 
         "default@localhost": "prefork",
     }
     assert {service["state"] for service in status["services"]} == {"running"}
-    assert {queue["name"]: queue["type"] for queue in status["queues"]} == {
-        "default": "quorum",
-        "cpu": "quorum",
-        "io": "quorum",
-        "celery.dead": "quorum",
-    }
+    assert {"default", "cpu", "io", "celery.dead"} <= {queue["name"] for queue in status["queues"]}
+    assert {queue["type"] for queue in status["queues"]} == {"quorum"}
 
 
 def test_status_is_a_table_for_people(cluster: LocalCluster) -> None:

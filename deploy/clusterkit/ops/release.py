@@ -217,9 +217,11 @@ def _pack(folder: Path, archive: Path) -> None:
 
 
 def _run(command: list[str], doing: str) -> str:
-    # The environment's own bin comes first: uv is installed there, and its cache stays there.
+    # The environment's own bin comes first: uv is installed there; its cache and locks stay there too.
     tool = Path(sys.executable).parent / command[0]
-    caches = {"UV_CACHE_DIR": str(Path(sys.prefix) / "cache"), "PIP_NO_CACHE_DIR": "1"}
+    cache = Path(sys.prefix) / "cache"
+    (cache / "tmp").mkdir(parents=True, exist_ok=True)
+    caches = {"UV_CACHE_DIR": str(cache), "TMPDIR": str(cache / "tmp"), "PIP_NO_CACHE_DIR": "1"}
     try:
         done = subprocess.run(
             [str(tool) if tool.exists() else command[0], *command[1:]],

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
+
+from clusterkit.ops import topology
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -16,6 +19,8 @@ if TYPE_CHECKING:
     from clusterkit.ops.model import Cluster, WorkerNode
     from clusterkit.ops.probing import Probes
 
+#: Queues that Celery makes for delays, control commands and events.
+_CELERYS_OWN = re.compile(r"celery_delayed_|celeryev|.*pidbox")
 #: Seconds within which a worker node has to answer.
 _ANSWER = 2.0
 
@@ -83,12 +88,9 @@ def collect(cluster: Cluster, app: Celery, broker: Broker, services: tuple[Servi
             if service.state != "running"
         ),
         *_queue_problems(cluster, queues),
+        *_forgotten_queues(cluster, queues),
     ]
-    shown = tuple(
-        queues[name]
-        for name in sorted(queues)
-        if not name.startswith("celery_delayed_") and "pidbox" not in name and not name.startswith("celeryev")
-    )
+    shown = tuple(queues[name] for name in sorted(queues) if not _CELERYS_OWN.match(name))
     return Status(cluster.name, broker.version(), found, shown, services, urls(cluster), tuple(problems))
 
 
@@ -162,6 +164,19 @@ def _queue_problems(cluster: Cluster, queues: dict[str, Queue]) -> list[str]:
         elif not queue.consumers:
             problems.append(f"queue {name} has no consumer")
     return problems
+
+
+def _forgotten_queues(cluster: Cluster, queues: dict[str, Queue]) -> list[str]:
+    """Return a line per queue that holds messages and that the inventory no longer has."""
+    return [
+        f"queue {name} is not in the inventory any more and holds {queue.ready} messages:"
+        " declare it again, with a worker node, or delete it"
+        for name, queue in sorted(queues.items())
+        if queue.ready
+        and name not in cluster.queues
+        and name != topology.DEAD_LETTERS
+        and not _CELERYS_OWN.match(name)
+    ]
 
 
 def show(status: Status, console: Console) -> None:

@@ -114,6 +114,16 @@ def test_a_queue_that_is_not_as_it_should_be_is_a_problem(queue: Queue | None, s
     assert said in str(collect(queues=queues).problems)
 
 
+def test_messages_in_a_queue_the_inventory_no_longer_has_are_a_problem() -> None:
+    queues = {
+        **QUEUES,
+        "invoices": Queue("invoices", "quorum", 3, 0, 0),
+        "celery_delayed_3": Queue("celery_delayed_3", "quorum", 9, 0, 0),
+    }
+    (problem,) = collect(queues=queues).problems
+    assert "queue invoices is not in the inventory any more and holds 3 messages" in problem
+
+
 def test_in_an_alarm_nobody_is_asked_who_could_not_answer() -> None:
     found = collect(alarms=["rabbit@localhost: memory"])
     assert found.problems == ("the broker holds publishers back: rabbit@localhost: memory alarm",)
