@@ -105,6 +105,7 @@ def _check_broker(app: Celery, name: str, timeout: float) -> None:
     where = f"the broker of cluster {name!r} at {connection.hostname}:{connection.port}"
     try:
         connection.connect()
+        connection.release()
     except AccessRefused as error:
         raise ClusterUnreachableError(
             f"{where} refused our credentials", next_step="make cluster-up writes them anew"
@@ -115,7 +116,7 @@ def _check_broker(app: Celery, name: str, timeout: float) -> None:
             f"{where} did not answer within {waited:.1f} s: {error}", next_step=_look(name)
         ) from error
     finally:
-        connection.collect()
+        connection.collect()  # whatever state it is in, without waiting
 
 
 def _check_result_store(app: Celery, name: str, timeout: float) -> None:
