@@ -42,9 +42,9 @@ def main() -> None:
     plan = plan_tiles(width, height, options.tile, options.view, options.iterations)
     client.connect(app, options.cluster)
     if options.resume:
-        result = app.GroupResult.restore(options.resume)
-        if result is None or len(result) != len(plan):
-            raise BadInputError(f"no group {options.resume} of {len(plan)} tiles: expired, or other options?")
+        result = client.restore(app, options.resume)
+        if len(result) != len(plan):
+            raise BadInputError(f"group {options.resume} has {len(result)} tiles, these options {len(plan)}")
     else:
         result = group(mandelbrot_tile.s(**arguments) for arguments in plan.values()).apply_async()
         result.save()
@@ -53,7 +53,7 @@ def main() -> None:
         tiles = client.wait(
             result,
             on_progress=lambda done, _: bar.update(task, completed=done),
-            resume=shlex.join(["python", *sys.argv, "--resume", result.id]),
+            resume=shlex.join(["python3", *sys.argv, "--resume", result.id]),
         )
     colours = [colour(value) for value in range(PIXEL_MAX + 1)]
     picture = Image.new("RGB", (width, height))

@@ -12,13 +12,10 @@ from __future__ import annotations
 
 import _venv  # noqa: F401  # isort: skip - runs this in the checkout's .venv
 
-import difflib
 import json
 import sys
-from typing import Any
 
 from clusterkit.runtime import client
-from clusterkit.runtime.errors import BadInputError, UnknownTaskError
 
 
 def main() -> None:
@@ -34,38 +31,17 @@ def main() -> None:
     options = parser.parse_args()
     if not (options.task or options.list):
         parser.error("name a task, or --list")
-    args, kwargs = read_arguments(options.args)
+    args, kwargs = client.read_arguments(options.args)
     app = client.connect(cluster=options.cluster)
-    known = client.known_tasks(app)
     if options.list:
-        print("\n".join(f"{name:40} {queue}" for name, queue in known.items()))
+        print("\n".join(f"{name:40} {queue}" for name, queue in client.known_tasks(app).items()))
         return
-    if options.task not in known:
-        near = difflib.get_close_matches(options.task, known, cutoff=0.5)
-        hint = f"did you mean {' or '.join(near)}? " if near else ""
-        message = f"the cluster's release has no task {options.task!r}"
-        raise UnknownTaskError(message, next_step=f"{hint}submit.py --list lists them")
-    countdown = options.countdown if options.countdown and options.countdown > 0 else None
-    result = app.send_task(options.task, args, kwargs, queue=options.queue, countdown=countdown)
+    queue = client.queue_of(app, options.task)
+    countdown = options.countdown
+    result = app.send_task(options.task, args, kwargs, queue=options.queue or queue, countdown=countdown)
     print(result.id, file=sys.stderr if options.wait else sys.stdout)
     if options.wait:
         print(json.dumps(client.wait(result, timeout=options.timeout)))
-
-
-def read_arguments(text: str) -> tuple[list[Any], dict[str, Any]]:
-    """Read ARGS: a JSON list becomes positional arguments, an object becomes keyword arguments."""
-    try:
-        value = json.loads(text)
-    except ValueError as error:
-        example = """such as '[30]' or '{"n": 30}'"""
-        raise BadInputError(f"ARGS is not JSON: {error}", next_step=example) from error
-    if isinstance(value, list):
-        return value, {}
-    if isinstance(value, dict):
-        return [], value
-    raise BadInputError(
-        f"ARGS is neither a list nor an object: {text}", next_step=f"did you mean '[{text}]'?"
-    )
 
 
 if __name__ == "__main__":

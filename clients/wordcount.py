@@ -25,7 +25,6 @@ from rich.progress import Progress
 from rich.table import Table
 
 from clusterkit.runtime import client
-from clusterkit.runtime.errors import BadInputError
 from tasks.app import app
 from tasks.pieces import bundles, find_files
 from tasks.text import count_words, merge_counts
@@ -49,15 +48,13 @@ def main() -> None:
         parser.error("name a file or a folder")
     files = find_files(options.paths)
     client.connect(app, options.cluster)
-    result = app.GroupResult.restore(options.resume) if options.resume else submit(files)
-    if result is None:
-        raise BadInputError(f"no group {options.resume}: expired, or another cluster?")
+    result = client.restore(app, options.resume) if options.resume else submit(files)
     with Progress(console=Console(stderr=True)) as bar:
         task = bar.add_task("counting", total=len(result))
         counts = client.wait(
             result,
             on_progress=lambda done, _: bar.update(task, completed=done),
-            resume=shlex.join(["python", *sys.argv, "--resume", result.id]),
+            resume=shlex.join(["python3", *sys.argv, "--resume", result.id]),
         )
     show(merge_counts(counts), options)
 

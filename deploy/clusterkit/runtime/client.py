@@ -8,6 +8,8 @@ print(client.wait(result, timeout=60))
 from __future__ import annotations
 
 import argparse
+import difflib
+import json
 import os
 import sys
 import time
@@ -146,6 +148,54 @@ def known_tasks(app: Celery) -> dict[str, str]:
     return {name: queue or file.default_queue for name, queue in sorted(file.tasks.items())}
 
 
+def queue_of(app: Celery, task: str) -> str:
+    """Return the queue that the deployed release sends ``task`` to.
+
+    Raises:
+        UnknownTaskError: the release has no such task; names those that were probably meant.
+    """
+    known = known_tasks(app)
+    if task in known:
+        return known[task]
+    near = " or ".join(difflib.get_close_matches(task, known, cutoff=0.5))
+    hint = f"did you mean {near}? " if near else ""
+    raise UnknownTaskError(
+        f"the cluster's release has no task {task!r}", next_step=f"{hint}submit.py --list lists them"
+    )
+
+
+def read_arguments(text: str) -> tuple[list[Any], dict[str, Any]]:
+    """Read a task's arguments from JSON: a list is positional, an object has keywords.
+
+    Raises:
+        BadInputError: it is neither, or no JSON.
+    """
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        example = """such as '[30]' or '{"n": 30}'"""
+        raise BadInputError(f"ARGS is not JSON: {error}", next_step=example) from error
+    if isinstance(value, dict):
+        return [], value
+    if isinstance(value, list):
+        return value, {}
+    raise BadInputError(
+        f"ARGS is neither a list nor an object: {text}", next_step=f"did you mean '[{text}]'?"
+    )
+
+
+def restore(app: Celery, group_id: str) -> GroupResult:
+    """Return the group of results that an interrupted script has saved.
+
+    Raises:
+        BadInputError: there is none of that id: it has expired, or is another cluster's.
+    """
+    result = app.GroupResult.restore(group_id)
+    if result is None:
+        raise BadInputError(f"no group {group_id}: it has expired, or is another cluster's")
+    return result
+
+
 def wait(
     result: AsyncResult | GroupResult,
     *,
@@ -163,7 +213,7 @@ def wait(
         WaitTimeoutError, InterruptedByUserError: it is still running, and goes on.
         ClusterUnreachableError: the result store went away.
     """
-    later = resume or f"python clients/result.py {result.id} --wait"
+    later = resume or f"python3 clients/result.py {result.id} --wait"
     try:
         if isinstance(result, GroupResult):
             return _wait_for_group(result, timeout, on_progress)
