@@ -43,6 +43,19 @@ def test_status_is_a_table_for_people(cluster: LocalCluster) -> None:
         assert word in said
 
 
+def test_status_shows_the_services_even_when_the_broker_is_down(cluster: LocalCluster) -> None:
+    supervisorctl = str(cluster.home / "bin" / "supervisorctl")
+    subprocess.run([supervisorctl, "stop", "rabbitmq"], check=True, capture_output=True)
+    try:
+        said = cluster.make("cluster-status", code=6)
+        assert "service rabbitmq on localhost: stopped" in said.stdout
+        assert "does not answer" in said.stdout
+        assert cluster.run_client("submit.py", "tasks.probes.echo").returncode == 6
+    finally:
+        cluster.up()  # starts what is down
+    assert cluster.status()["healthy"]
+
+
 def test_check_has_an_answer_from_every_node_on_each_of_its_queues(cluster: LocalCluster) -> None:
     answers = json.loads(cluster.make("cluster-check", "JSON=1").stdout)
     assert answers["complete"]

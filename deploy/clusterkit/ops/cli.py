@@ -18,6 +18,7 @@ from clusterkit.runtime.clusterfile import DEFAULT_CLUSTER
 from clusterkit.runtime.errors import (
     BadInputError,
     ClusterkitError,
+    ClusterUnreachableError,
     InterruptedByUserError,
     NoClusterError,
     report,
@@ -115,7 +116,9 @@ def up(cluster: ClusterName = DEFAULT_CLUSTER, as_json: Json = False) -> None:
 
 @cluster_commands.command("status")
 def show_status(cluster: ClusterName = DEFAULT_CLUSTER, as_json: Json = False) -> None:
-    """Show services, worker nodes and queues; exit code 7 when something is not as it should be.
+    """Show services, worker nodes and queues, and what is not as it should be.
+
+    The exit code is then 7, or 6 when the broker does not answer.
 
     \b
     Examples:
@@ -130,7 +133,8 @@ def show_status(cluster: ClusterName = DEFAULT_CLUSTER, as_json: Json = False) -
     else:
         status.show(found, stdout)
     if found.problems:
-        raise ClusterUnhealthyError(
+        kind = ClusterUnhealthyError if found.broker_version else ClusterUnreachableError
+        raise kind(
             f"{len(found.problems)} problem(s) with cluster {found.cluster!r}: {found.problems[0]}",
             next_step=f"make cluster-up CLUSTER={cluster} starts what is down; cluster-logs says why",
         )

@@ -21,6 +21,7 @@ from clusterkit.ops.errors import ClusterUnhealthyError, PreflightError
 from clusterkit.ops.progress import Progress
 from clusterkit.ops.status import NodeStatus, ServiceStatus, Status
 from clusterkit.runtime import client
+from clusterkit.runtime.errors import ClusterUnreachableError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -126,14 +127,14 @@ def operator_app(cluster: Cluster) -> Celery:
 
 
 def status_of(cluster: Cluster) -> Status:
-    """Return the state of ``cluster``.
-
-    Raises:
-        ClusterUnreachableError: its broker or result store does not answer.
-    """
+    """Return the state of ``cluster``; of its services alone, when broker or result store do not answer."""
     secrets = secret_store.ensure(cluster.state_dir / "secrets.yml")
-    with Broker(status.urls(cluster)["rabbitmq"], "monitor", secrets.broker["monitor"]) as broker:
-        return status.collect(cluster, operator_app(cluster), broker, services(cluster))
+    found = services(cluster)
+    try:
+        with Broker(status.urls(cluster)["rabbitmq"], "monitor", secrets.broker["monitor"]) as broker:
+            return status.collect(cluster, operator_app(cluster), broker, found)
+    except ClusterUnreachableError as error:
+        return status.unreachable(cluster, found, error)
 
 
 def check(cluster: Cluster, deadline: float) -> Probes:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from clusterkit.ops.deployment import Deployed
     from clusterkit.ops.model import Cluster, WorkerNode
     from clusterkit.ops.probing import Probes
+    from clusterkit.runtime.errors import ClusterUnreachableError
 
 #: Queues that Celery makes for delays, control commands and events.
 _CELERYS_OWN = re.compile(r"celery_delayed_|celeryev|.*pidbox")
@@ -54,7 +55,7 @@ class ServiceStatus:
 
 @dataclass(frozen=True)
 class Status:
-    """All of it; healthy when there is no problem."""
+    """All of it; healthy when there is no problem. Without an answer of the broker there is no version."""
 
     cluster: str
     broker_version: str
@@ -82,16 +83,28 @@ def collect(cluster: Cluster, app: Celery, broker: Broker, services: tuple[Servi
     problems = [
         *(f"the broker holds publishers back: {alarm} alarm" for alarm in alarms),
         *(f"worker node {node.name}: {node.problem}" for node in found if node.problem),
-        *(
-            f"service {service.name} on {service.host}: {service.state}"
-            for service in services
-            if service.state != "running"
-        ),
+        *_service_problems(services),
         *_queue_problems(cluster, queues),
         *_forgotten_queues(cluster, queues),
     ]
     shown = tuple(queues[name] for name in sorted(queues) if not _CELERYS_OWN.match(name))
     return Status(cluster.name, broker.version(), found, shown, services, urls(cluster), tuple(problems))
+
+
+def unreachable(
+    cluster: Cluster, services: tuple[ServiceStatus, ...], error: ClusterUnreachableError
+) -> Status:
+    """Return what can be said of a cluster whose broker or result store does not answer."""
+    problems = (str(error), *_service_problems(services))
+    return Status(cluster.name, "", (), (), services, urls(cluster), problems)
+
+
+def _service_problems(services: tuple[ServiceStatus, ...]) -> list[str]:
+    return [
+        f"service {service.name} on {service.host}: {service.state}"
+        for service in services
+        if service.state != "running"
+    ]
 
 
 def urls(cluster: Cluster) -> dict[str, str]:
@@ -183,16 +196,18 @@ def show(status: Status, console: Console) -> None:
     """Print the status as tables."""
     if status.services:
         console.print(_service_table(status))
-    console.print(_node_table(status))
-    console.print(_queue_table(status))
+    if status.broker_version:
+        console.print(_node_table(status))
+        console.print(_queue_table(status))
     for name, url in status.urls.items():
-        console.print(f"[bold]{name:9}[/] {url}", highlight=False)
+        console.print(f"[bold]{name:9}[/] {url}", highlight=False, soft_wrap=True)
     for problem in status.problems:
-        console.print(f"[red]problem[/]   {problem}", highlight=False)
+        console.print(f"[red]problem[/]   {problem}", highlight=False, soft_wrap=True)
     if not status.problems:
         console.print(
             f"[green]healthy[/]   {len(status.nodes)} worker nodes, RabbitMQ {status.broker_version}",
             highlight=False,
+            soft_wrap=True,
         )
 
 
@@ -287,12 +302,19 @@ def show_deployed(cluster: Cluster, deployed: Deployed, console: Console) -> Non
         table.add_row(node.name, node.pool, str(node.concurrency), ", ".join(node.queues), ", ".join(answers))
     console.print(table)
     for name, url in urls(cluster).items():
-        console.print(f"[bold]{name:9}[/] {url}", highlight=False)
+        console.print(f"[bold]{name:9}[/] {url}", highlight=False, soft_wrap=True)
     changes = f"{deployed.changes} changes" if deployed.changes else "no change"
     console.print(
         f"[green]up[/]        {changes}, {deployed.seconds:.0f} s, release {deployed.release}",
         highlight=False,
+        soft_wrap=True,
     )
     option = "" if cluster.name == "local" else f" CLUSTER={cluster.name}"
-    console.print(f"next      make submit{option} TASK=tasks.compute.fibonacci ARGS='[30]'", highlight=False)
-    console.print(f"          make flower{option}; make cluster-status{option}", highlight=False)
+    console.print(
+        f"next      make submit{option} TASK=tasks.compute.fibonacci ARGS='[30]'",
+        highlight=False,
+        soft_wrap=True,
+    )
+    console.print(
+        f"          make flower{option}; make cluster-status{option}", highlight=False, soft_wrap=True
+    )
