@@ -49,7 +49,7 @@ def test_status_shows_the_services_even_when_the_broker_is_down(cluster: LocalCl
     try:
         said = cluster.make("cluster-status", code=6)
         assert "service rabbitmq on localhost: stopped" in said.stdout
-        assert "does not answer" in said.stdout
+        assert "did not answer" in said.stdout
         assert cluster.run_client("submit.py", "tasks.probes.echo").returncode == 6
     finally:
         cluster.up()  # starts what is down
