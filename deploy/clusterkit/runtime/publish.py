@@ -69,7 +69,11 @@ class Producer(kombu.Producer):
     def _connect(self, seconds: float | None) -> None:
         connection = self.connection
         if not connection.connected:
-            connection.ensure_connection(max_retries=None if seconds is None else 1, timeout=seconds)
+            # One round; the loop around it is `publish`. As the library's own error, a broker that is
+            # down could not be told from one that refuses us.
+            connection.ensure_connection(
+                max_retries=1, interval_start=0, timeout=seconds, reraise_as_library_errors=False
+            )
             self.revive(connection)
 
     def _drop_connection(self) -> None:
@@ -80,7 +84,7 @@ class Producer(kombu.Producer):
 def _why(problem: Exception, seconds: float | None) -> str:
     if isinstance(problem, MessageNacked):
         return "the broker refused the message: the queue is full"
-    if isinstance(problem, TimeoutError):
+    if isinstance(problem, TimeoutError) and seconds is not None:
         return (
             f"the broker did not confirm the message within {seconds:g} s: it holds publishers back"
             " (an alarm), or cannot be reached; the task may still run"
