@@ -84,7 +84,7 @@ def collect(cluster: Cluster, app: Celery, broker: Broker, services: tuple[Servi
         *(f"the broker holds publishers back: {alarm} alarm" for alarm in alarms),
         *(f"worker node {node.name}: {node.problem}" for node in found if node.problem),
         *_service_problems(services),
-        *_queue_problems(cluster, queues),
+        *_queue_problems(cluster, queues, found),
         *_forgotten_queues(cluster, queues),
     ]
     shown = tuple(queues[name] for name in sorted(queues) if not _CELERYS_OWN.match(name))
@@ -166,7 +166,9 @@ def _pool_kind(implementation: str) -> str:
     return {"thread": "threads", "asynpool": "prefork"}.get(module, module)
 
 
-def _queue_problems(cluster: Cluster, queues: dict[str, Queue]) -> list[str]:
+def _queue_problems(cluster: Cluster, queues: dict[str, Queue], found: tuple[NodeStatus, ...]) -> list[str]:
+    # The broker's own count is up to five seconds old, and 0 right after a restart: ask the workers too.
+    consumed = {queue for node in found if not node.problem for queue in node.queues}
     problems = []
     for name in cluster.queues:
         queue = queues.get(name)
@@ -174,7 +176,7 @@ def _queue_problems(cluster: Cluster, queues: dict[str, Queue]) -> list[str]:
             problems.append(f"queue {name} is not declared: make cluster-up")
         elif queue.type != "quorum":
             problems.append(f"queue {name} is a {queue.type} queue, not a quorum queue")
-        elif not queue.consumers:
+        elif not queue.consumers and name not in consumed:
             problems.append(f"queue {name} has no consumer")
     return problems
 
