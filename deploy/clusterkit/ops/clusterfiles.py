@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from clusterkit.ops.model import Cluster
     from clusterkit.ops.secrets import Role, Secrets
 
-#: Roles with a cluster file; each is also the name of its broker user.
-ROLES: Final[tuple[Role, ...]] = ("worker", "scheduler", "flower", "producer", "operator")
+#: Roles whose cluster file goes to hosts; those of producer and operator stay on the control machine.
+ROLES_ON_HOSTS: Final[tuple[Role, ...]] = ("worker", "scheduler", "flower")
 
 
 def cluster_file(

@@ -168,7 +168,7 @@ def _alone(cluster: Cluster) -> Iterator[None]:
 def _variables(cluster: Cluster, secrets: Secrets, built: release.Release) -> dict[str, Any]:
     files = {
         role: clusterfiles.to_json(clusterfiles.cluster_file(cluster, secrets, role))
-        for role in clusterfiles.ROLES
+        for role in clusterfiles.ROLES_ON_HOSTS
     }
     return {
         **_base_variables(cluster),

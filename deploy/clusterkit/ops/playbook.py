@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -80,8 +81,9 @@ def run(
     outcome = Outcome()
     work = cluster.state_dir / "ansible"
     work.mkdir(parents=True, exist_ok=True)
-    secrets = work / "variables.json"
-    with os.fdopen(os.open(secrets, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+    # A file of its own for each run, mode 0600: a status may be asked for in the middle of an up.
+    handle, secrets = tempfile.mkstemp(dir=work, prefix="variables-", suffix=".json")
+    with os.fdopen(handle, "w") as file:
         json.dump(variables, file)
     try:
         runner = ansible_runner.run(
@@ -96,7 +98,7 @@ def run(
             quiet=True,
         )
     finally:
-        secrets.unlink()
+        Path(secrets).unlink()
     if runner.status == "canceled":  # Ctrl-C, which ansible-runner takes and ends the playbook for
         raise InterruptedByUserError(
             f"interrupted in the middle of {playbook}", next_step="running it again goes on where it stopped"

@@ -38,7 +38,6 @@ class NodeStatus:
     running: int
     done: int
     uptime: int
-    release: str
     problem: str
 
 
@@ -122,8 +121,8 @@ def nodes(cluster: Cluster, app: Celery) -> tuple[NodeStatus, ...]:
     # Waiting ends when all have answered, so the limit only costs when one is missing.
     control = app.control.inspect(timeout=_ANSWER, limit=len(expected))
     stats = control.stats() or {}
-    queues = app.control.inspect(timeout=_ANSWER, limit=len(expected)).active_queues() if stats else {}
-    active = app.control.inspect(timeout=_ANSWER, limit=len(expected)).active() if stats else {}
+    queues = control.active_queues() if stats else {}
+    active = control.active() if stats else {}
     return tuple(_node(name, node, stats.get(name), queues or {}, active or {}) for name, node in expected)
 
 
@@ -135,7 +134,7 @@ def _node(
     active: dict[str, Any],
 ) -> NodeStatus:
     if stats is None:
-        return NodeStatus(name, wanted.pool, 0, wanted.queues, 0, 0, 0, 0, "", "does not answer")
+        return NodeStatus(name, wanted.pool, 0, wanted.queues, 0, 0, 0, 0, "does not answer")
     pool = stats["pool"]
     kind = _pool_kind(pool.get("implementation", ""))
     consumed = tuple(sorted(queue["name"] for queue in queues.get(name, ())))
@@ -155,7 +154,6 @@ def _node(
         running=len(active.get(name, ())),
         done=sum(stats.get("total", {}).values()),
         uptime=stats.get("uptime", 0),
-        release=stats.get("release", ""),
         problem=problem,
     )
 
