@@ -30,6 +30,10 @@ options:
         description: Mode, in octal digits.
         type: str
         default: "0700"
+      owner:
+        description: Who owns it, and its group; O(owner) when empty.
+        type: str
+        default: ""
   files:
     description: Files.
     type: list
@@ -48,16 +52,17 @@ options:
         description: Mode, in octal digits.
         type: str
         default: "0600"
+      owner:
+        description: Who owns it, and its group; O(owner) when empty.
+        type: str
+        default: ""
       validate:
         description: A command that fails when the file cannot be used; C(%s) stands for the new file.
         type: str
         default: ""
   owner:
-    description: Owner of everything listed; unchanged when empty.
-    type: str
-    default: ""
-  group:
-    description: Group of everything listed; unchanged when empty.
+    description: User who owns what does not name an owner itself, and so does that user's own group.
+      Unchanged when empty.
     type: str
     default: ""
 attributes:
@@ -93,12 +98,11 @@ def main() -> None:
             "directories": DIRECTORIES,
             "files": FILES,
             "owner": {"type": "str", "default": ""},
-            "group": {"type": "str", "default": ""},
         },
         supports_check_mode=True,
     )
     options = module.params
-    files = FileSet(module, options["owner"], options["group"])
+    files = FileSet(module, options["owner"])
     try:
         files.write_all(options["directories"], options["files"])
     except (FileSetError, OSError, ValueError) as error:

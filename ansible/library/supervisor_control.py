@@ -36,7 +36,8 @@ options:
     description:
       - V(listed) changes nothing.
       - V(stopped) stops the services; without O(services) and O(set) supervisord is ended too.
-      - V(restarted) stops and starts the services of O(services) or O(set), or all, one after the other.
+      - V(restarted) stops and starts the services of O(services) or O(set), or all, one after the other, each
+        as its set's file says by now.
     type: str
     choices: [listed, stopped, restarted]
     default: listed
@@ -132,8 +133,6 @@ def selected(layout: Layout, services: list[str], set_name: str) -> list[str]:
         ValueError: a name that does not exist, with those that do.
     """
     known = layout.set_of()
-    if set_name and set_name not in layout.set_names():
-        raise ValueError(f"there is no set {set_name}; there are: {', '.join(layout.set_names()) or 'none'}")
     for name in services:
         if name not in known:
             raise ValueError(f"there is no service {name}; there are: {', '.join(sorted(known)) or 'none'}")
@@ -182,9 +181,13 @@ def run(options: Mapping[str, Any], *, check_mode: bool) -> dict[str, Any]:
                 raise SupervisorError("supervisord does not run; bring the cluster up first")
             names = names or list(layout.set_of())
             priorities = supervisor.priorities()
+            changed = supervisor.reread()[1]
             # One after the other, so that the worker nodes that are left go on meanwhile.
             for name in sorted(names, key=lambda name: (priorities.get(name, 0), name)):
                 stop(layout, supervisor, [name], everything=False)
+                if name in changed:
+                    supervisor.remove(name)
+                    supervisor.add(name)
                 supervisor.start([name], options["timeout"])
             result.update(affected=names, changed=True)
     result["affected"] = sorted(result["affected"])

@@ -3,18 +3,16 @@
 
 from __future__ import annotations
 
-import re
 import resource
 import subprocess
 import xmlrpc.client
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.clusterkit_files import DIRECTORIES, FILES, FileSet, FileSetError, read, replace
 from ansible.module_utils.clusterkit_logs import last_lines, with_log
-from ansible.module_utils.clusterkit_processes import MARKER
+from ansible.module_utils.clusterkit_services import SERVICES, Outcome, check_services, environment_of
 from ansible.module_utils.clusterkit_supervisor import (
     FAULT_CANNOT_REREAD,
     Layout,
@@ -61,7 +59,7 @@ options:
         type: str
         required: true
       command:
-        description: Command line, split as a shell would split it, but not run by one.
+        description: Command line with the absolute path of a program; not run by a shell.
         type: str
         required: true
       environment:
@@ -85,7 +83,7 @@ options:
         type: str
         default: TERM
       stop_timeout:
-        description: Seconds until the whole process group is killed.
+        description: Seconds until all of its processes are killed.
         type: int
         default: 10
       start_seconds:
@@ -98,6 +96,37 @@ options:
         default: 500
       fingerprint:
         description: Any text that changes when a file the service reads has changed; it is then restarted.
+        type: str
+        default: ""
+      after:
+        description: Not used here; under systemd they start after these services when the host boots.
+        type: list
+        elements: str
+        default: []
+      writable:
+        description: Not used here; under systemd the service may write these paths.
+        type: list
+        elements: path
+        default: []
+      capabilities:
+        description: Not used here; under systemd the service has these capabilities.
+        type: list
+        elements: str
+        default: []
+      cpu_quota:
+        description: Not used here; a limit of systemd.
+        type: str
+        default: ""
+      cpu_affinity:
+        description: Not used here; a limit of systemd.
+        type: str
+        default: ""
+      memory_high:
+        description: Not used here; a limit of systemd.
+        type: str
+        default: ""
+      memory_max:
+        description: Not used here; a limit of systemd.
         type: str
         default: ""
   directories:
@@ -114,6 +143,10 @@ options:
         description: Mode, in octal digits.
         type: str
         default: "0700"
+      owner:
+        description: Not used here; everything belongs to the user that runs the module.
+        type: str
+        default: ""
   files:
     description: Files to write before services start. Contents are never shown. A service is restarted for a
       file that is a part of its O(services[].fingerprint).
@@ -133,6 +166,10 @@ options:
         description: Mode, in octal digits.
         type: str
         default: "0600"
+      owner:
+        description: Not used here; everything belongs to the user that runs the module.
+        type: str
+        default: ""
       validate:
         description: A command that fails when the file cannot be used; C(%s) stands for the new file.
         type: str
@@ -141,6 +178,11 @@ options:
     description: Environment variables of all services; those of a service win.
     type: dict
     default: {}
+  restart:
+    description: Whether services that run and have changed are restarted. If not, they are returned as
+      RV(pending), also by later runs, until something restarts them.
+    type: bool
+    default: true
   supervisor_bin:
     description: Directory that holds the C(supervisord) command.
     type: path
@@ -204,6 +246,11 @@ removed:
   type: list
   elements: str
   returned: always
+pending:
+  description: Names of the services that run on as they were started, although they have changed since.
+  type: list
+  elements: str
+  returned: always
 supervisord:
   description: supervisord's process id, its socket, and whether this run started it.
   type: dict
@@ -214,27 +261,8 @@ supervisord:
 # Files a process may have open, as far as the hard limit allows: brokers count each connection.
 _OPEN_FILES = 65536
 
-# Names that need no quoting in any file, and that supervisor does not take for a group.
-_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
-
 # Seconds supervisord may need until it answers.
 _ANSWER = 15
-
-
-@dataclass
-class Outcome:
-    """What was, or would be, done."""
-
-    started: set[str] = field(default_factory=set)
-    restarted: set[str] = field(default_factory=set)
-    removed: set[str] = field(default_factory=set)
-    paths: list[str] = field(default_factory=list)
-    supervisord: bool = False
-
-    @property
-    def changed(self) -> bool:
-        """Whether anything is different from before."""
-        return bool(self.started or self.restarted or self.removed or self.paths or self.supervisord)
 
 
 def programs_of(
@@ -248,10 +276,7 @@ def programs_of(
             directory=service["working_directory"] or home,
             log_file=str(Path(options["log_directory"], service["name"] + ".log")),
             environment={
-                **{name: str(value) for name, value in options["environment"].items()},
-                **{name: str(value) for name, value in service["environment"].items()},
-                **{name: str(value) for name, value in service["secret_environment"].items()},
-                MARKER: home,
+                **environment_of(service, options["environment"], home),
                 # A part of the configuration that supervisord compares: another text means a restart.
                 "CLUSTERKIT_FINGERPRINT": service["fingerprint"],
             },
@@ -266,28 +291,6 @@ def programs_of(
     ]
 
 
-def check_services(layout: Layout, set_name: str, programs: Iterable[Program]) -> None:
-    """Refuse a service that cannot be run, and a name that is there twice, in this set or in another.
-
-    Raises:
-        ValueError: naming the service, what is wrong with it, and the other set.
-    """
-    others = {name: owner for name, owner in layout.set_of().items() if owner != set_name}
-    seen: set[str] = set()
-    for program in programs:
-        if not _NAME.fullmatch(program.name):
-            raise ValueError(f"the name {program.name!r} is not a letter and then letters, digits, - and _")
-        if not program.command.startswith("/"):
-            raise ValueError(f"the command of {program.name} does not begin with an absolute path")
-        if program.name in seen:
-            raise ValueError(f"the service {program.name} is listed twice in the set {set_name}")
-        if program.name in others:
-            raise ValueError(
-                f"the service {program.name} of the set {set_name} is in {others[program.name]} too"
-            )
-        seen.add(program.name)
-
-
 class Run:
     """One run of the module over one set."""
 
@@ -297,7 +300,7 @@ class Run:
         self.supervisor = Supervisor(self.layout)
         self.set_name: str = self.options["set"]
         self.programs = programs_of(self.options["services"], str(self.layout.home), self.options)
-        check_services(self.layout, self.set_name, self.programs)
+        check_services(self.set_name, self.options["services"], self.layout.set_of())
         self.set_file = self.layout.set_file(self.set_name)
         self.files = FileSet(module)
 
@@ -308,7 +311,6 @@ class Run:
         bin_directory = self.layout.home / "bin"
         directories = [
             self.layout.home,
-            bin_directory,
             self.layout.directory,
             self.layout.sets,
             log_directory,
@@ -317,11 +319,14 @@ class Run:
         # Finds the socket by itself.
         command = f'#!/bin/sh\nexec "{supervisorctl}" -c "{self.layout.configuration}" "$@"\n'
         self.files.write_all(
-            [{"path": path, "mode": "0700"} for path in directories] + self.options["directories"],
+            [{"path": path, "mode": "0700"} for path in directories]
+            # Roles put commands there, too; whoever may not enter the home does not come here either.
+            + [{"path": bin_directory, "mode": "0755"}]
+            + without_owner(self.options["directories"]),
             [
-                {"path": self.layout.configuration, "content": configuration, "mode": "0600", "validate": ""},
-                {"path": bin_directory / "supervisorctl", "content": command, "mode": "0700", "validate": ""},
-                *self.options["files"],
+                {"path": self.layout.configuration, "content": configuration, "mode": "0600"},
+                {"path": bin_directory / "supervisorctl", "content": command, "mode": "0700"},
+                *without_owner(self.options["files"]),
             ],
         )
 
@@ -342,14 +347,16 @@ class Run:
         old = self.layout.programs(self.set_name)
         running = self.supervisor.pid() != 0
         states = self.supervisor.states() if running else {}
-        outcome = Outcome(paths=self.files.changed, supervisord=not running)
+        # Changed by an earlier run, and running as they were before it.
+        waiting = self.supervisor.reread()[1] if running else set()
+        outcome = Outcome(paths=self.files.changed, other=not running)
         outcome.removed = set(old) - {program.name for program in self.programs}
         for program in self.programs:
             state = states.get(program.name)
             if state is None or not state.alive:
                 outcome.started.add(program.name)
-            elif old.get(program.name) != parsed(program):
-                outcome.restarted.add(program.name)
+            elif program.name in waiting or old.get(program.name) != parsed(program):
+                (outcome.restarted if self.options["restart"] else outcome.pending).add(program.name)
         return outcome
 
     def apply(self) -> Outcome:
@@ -360,7 +367,7 @@ class Run:
         self.write_set()
         if not self.supervisor.pid():
             self._start_supervisord()
-            outcome.supervisord = True
+            outcome.other = True
         try:
             added, changed, removed = self.supervisor.reread()
         except xmlrpc.client.Fault as fault:
@@ -377,17 +384,21 @@ class Run:
     def _replace(self, added: set[str], changed: set[str], removed: set[str], outcome: Outcome) -> None:
         before = self.supervisor.states()
         alive = {name for name, state in before.items() if state.alive}
+        wanted = {program.name for program in self.programs}
+        # What changed in another set is that set's affair: it may be restarted later on purpose.
+        changed &= wanted
+        if not self.options["restart"]:
+            outcome.pending = changed & alive
+        changed -= outcome.pending
         self.supervisor.stop((changed | removed) & {name for name in before if before[name].needs_stop})
         for name in changed | removed:
             self.supervisor.remove(name)
         for name in added | changed:
             self.supervisor.add(name)
-        wanted = {program.name for program in self.programs}
         outcome.started = wanted - alive
-        # A change in another set is one that an interrupted run left: what ran there goes on running.
         outcome.restarted = changed & alive
         outcome.removed = removed
-        self.supervisor.start(wanted | outcome.restarted, self.options["timeout"])
+        self.supervisor.start(wanted, self.options["timeout"])
 
     def _start_supervisord(self) -> None:
         """Start supervisord as a daemon and wait until it answers.
@@ -416,6 +427,11 @@ class Run:
             raise SupervisorError(f"supervisord does not start (exit status {done.returncode}): {said}")
 
 
+def without_owner(items: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Return directories or files as the user's who runs the module: only root could give them away."""
+    return [{**item, "owner": ""} for item in items]
+
+
 def parsed(program: Program) -> dict[str, str]:
     """Return the program's options as they are read back from a file."""
     lines = program.section().splitlines()[1:]
@@ -425,27 +441,11 @@ def parsed(program: Program) -> dict[str, str]:
 ARGUMENTS: dict[str, Any] = {
     "home": {"type": "path", "required": True},
     "set": {"type": "str", "required": True},
-    "services": {
-        "type": "list",
-        "elements": "dict",
-        "required": True,
-        "options": {
-            "name": {"type": "str", "required": True},
-            "command": {"type": "str", "required": True},
-            "environment": {"type": "dict", "default": {}},
-            "secret_environment": {"type": "dict", "default": {}, "no_log": True},
-            "working_directory": {"type": "str", "default": ""},
-            "user": {"type": "str", "default": ""},
-            "stop_signal": {"type": "str", "default": "TERM"},
-            "stop_timeout": {"type": "int", "default": 10},
-            "start_seconds": {"type": "int", "default": 1},
-            "priority": {"type": "int", "default": 500},
-            "fingerprint": {"type": "str", "default": ""},
-        },
-    },
+    "services": SERVICES,
     "directories": DIRECTORIES,
     "files": FILES,
     "environment": {"type": "dict", "default": {}},
+    "restart": {"type": "bool", "default": True},
     "supervisor_bin": {"type": "path", "required": True},
     "log_directory": {"type": "path", "required": True},
     "log_bytes": {"type": "int", "default": 20_000_000},
@@ -468,15 +468,11 @@ def main() -> None:
     except (xmlrpc.client.Error, subprocess.SubprocessError) as error:
         module.fail_json(msg=f"supervisord, for the set {module.params['set']}: {error}")
     module.exit_json(
-        changed=outcome.changed,
-        changed_paths=outcome.paths,
-        started=sorted(outcome.started),
-        restarted=sorted(outcome.restarted),
-        removed=sorted(outcome.removed),
+        **outcome.result(),
         supervisord={
             "pid": run.supervisor.pid(),
             "socket": str(run.layout.socket),
-            "started": outcome.supervisord,
+            "started": outcome.other,
         },
     )
 

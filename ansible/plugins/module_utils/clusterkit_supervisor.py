@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from ansible.module_utils.clusterkit_logs import size
 from ansible.module_utils.clusterkit_processes import MARKER, describe
+from ansible.module_utils.clusterkit_services import waves
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -384,7 +385,7 @@ class Supervisor:
         Raises:
             ProgramFailedError: one did not stop in its time.
         """
-        for wave in reversed(_waves(names, self.priorities())):
+        for wave in reversed(waves(names, self.priorities())):
             for name in wave:
                 self._tolerating(_FAULT_NOT_RUNNING, "stopProcess", name, _NO_WAIT)
             self._wait_stopped(wave, grace)
@@ -409,7 +410,7 @@ class Supervisor:
         Raises:
             ProgramFailedError: one did not stay up.
         """
-        for wave in _waves(names, self.priorities()):
+        for wave in waves(names, self.priorities()):
             states = self.states()
             logs = {name: size(states[name].log_file) for name in wave}
             try:
@@ -487,14 +488,6 @@ def _state(info: Mapping[str, Any]) -> State:
         error=info["spawnerr"],
         log_file=info["stdout_logfile"],
     )
-
-
-def _waves(names: Iterable[str], priorities: Mapping[str, int]) -> list[list[str]]:
-    """Return `names` grouped by priority, the lowest number first; a name that is unknown comes last."""
-    groups: dict[int, list[str]] = {}
-    for name in sorted(names):
-        groups.setdefault(priorities.get(name, 999), []).append(name)
-    return [groups[priority] for priority in sorted(groups)]
 
 
 def wait_until(condition: Callable[[], bool], timeout: float) -> bool:

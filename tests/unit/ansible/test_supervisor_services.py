@@ -53,6 +53,42 @@ def test_only_a_service_with_another_fingerprint_is_restarted(
     assert after["b"]["pid"] == before["b"]["pid"]
 
 
+def test_a_restart_that_is_not_wanted_stays_pending_over_runs_until_it_is(
+    supervised: Call, call: Call, home: Path
+) -> None:
+    supervised([service("a", fingerprint="1")])
+    pid = states(call, home)["a"]["pid"]
+    first = supervised([service("a", fingerprint="2")], restart=False)
+    assert (first["changed"], first["pending"], first["restarted"]) == (True, ["a"], [])
+    second = supervised([service("a", fingerprint="2")], restart=False)
+    assert (second["changed"], second["pending"]) == (False, ["a"])
+    assert supervised([service("a", fingerprint="2")], restart=False, check_mode=True)["pending"] == ["a"]
+    supervised([service("b")], set_name="others")
+    assert states(call, home)["a"]["pid"] == pid
+    third = supervised([service("a", fingerprint="2")])
+    assert (third["restarted"], third["pending"]) == (["a"], [])
+
+
+def test_what_is_pending_is_restarted_by_name_as_it_is_described_by_now(
+    supervised: Call, call: Call, home: Path
+) -> None:
+    supervised([service("a")])
+    supervised([service("a", "/bin/sleep 2000")], restart=False)
+    call("supervisor_control", home=str(home), state="restarted", services=["a"])
+    pid = states(call, home)["a"]["pid"]
+    assert Path(f"/proc/{pid}/cmdline").read_bytes() == b"/bin/sleep\x002000\0"
+    assert supervised([service("a", "/bin/sleep 2000")], restart=False)["pending"] == []
+
+
+def test_a_service_that_does_not_run_is_started_also_without_restarts(
+    supervised: Call, call: Call, home: Path
+) -> None:
+    supervised([service("a")])
+    call("supervisor_control", home=str(home), state="stopped", services=["a"])
+    result = supervised([service("a", "/bin/sleep 2000")], restart=False)
+    assert (result["started"], result["pending"]) == (["a"], [])
+
+
 def test_a_service_that_is_no_longer_listed_is_stopped_and_removed(
     supervised: Call, call: Call, home: Path
 ) -> None:
@@ -153,7 +189,8 @@ def test_files_are_written_before_the_services_start_and_only_when_they_differ(
     directory, file = home / "etc", home / "etc" / "a.conf"
     more = {
         "directories": [{"path": str(directory)}],
-        "files": [{"path": str(file), "content": "secret-content"}],
+        # Only root could give it away.
+        "files": [{"path": str(file), "content": "secret-content", "owner": "nobody"}],
     }
     first = supervised([service("a", f"/usr/bin/tail -f {file}")], **more)
     assert {str(directory), str(file)} <= set(first["changed_paths"])
@@ -228,6 +265,7 @@ def test_stopping_a_set_leaves_the_others_running(supervised: Call, call: Call, 
     result = call("supervisor_control", home=str(home), state="stopped", set="one")
     assert result["affected"] == ["a"]
     assert {name: s["state"] for name, s in states(call, home).items()} == {"a": "STOPPED", "b": "RUNNING"}
+    assert call("supervisor_control", home=str(home), state="stopped", set="none")["changed"] is False
 
 
 def test_stopping_everything_twice_changes_nothing_the_second_time(
