@@ -1,33 +1,36 @@
-"""Builds a release on the control machine: one archive of wheels that hosts install without an index.
+"""Builds a release on the control machine: archives of wheels that hosts install without an index.
 
 A release is the user's app, the kit's runtime and everything they need. Its id comes from the contents,
-so building the same thing twice gives the same release, and a host that has it has nothing to do.
+so building the same thing twice gives the same release, and a host that has it has nothing to do. There is
+one archive for each Python that the hosts have; the release and its id are the same in all of them.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import shutil
-import subprocess
 import sys
 import tarfile
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from packaging.utils import parse_wheel_filename
+from packaging.utils import InvalidWheelFilename, parse_wheel_filename
 
+from clusterkit.ops import wheels
 from clusterkit.ops.errors import ReleaseError
+from clusterkit.ops.wheels import Target, own_target, run
 
 if TYPE_CHECKING:
     from clusterkit.ops.model import AppSource, Cluster
+
+__all__ = ["Release", "Target", "build", "own_target"]
 
 #: Folders of a project that are no part of it.
 _NOT_SOURCE = {
@@ -42,27 +45,23 @@ _NOT_SOURCE = {
     ".ruff_cache",
 }
 _GIT_LOCATION = re.compile(r"git\+(?P<url>\w+://[^/]*/[^@#]+)(@(?P<ref>[^#]+))?(#.*)?")
-#: Seconds: a build or a download that takes longer hangs.
-_TIMEOUT = 900
-#: Lines of a failed command's output that are shown.
-_TAIL = 25
 
 Report = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Release:
-    """A built release: its id and its archive (a tar of wheels and ``requirements.txt``)."""
+    """A built release: its id, and an archive (a tar of wheels and ``requirements.txt``) per Python."""
 
     id: str
-    archive: Path
+    archives: dict[Target, Path]
 
 
-def build(cluster: Cluster, report: Report = lambda _: None) -> Release:
-    """Build the release of ``cluster``'s app, or find it built already.
+def build(cluster: Cluster, targets: Collection[Target], report: Report = lambda _: None) -> Release:
+    """Build the release of ``cluster``'s app for hosts like ``targets``, or find it built already.
 
-    ``report`` is told what is being done. Wheels of the kit's own dependencies are kept per lock file
-    under ``.cluster/wheels``; releases under the cluster's state directory.
+    ``report`` is told what is being done. Wheels of the kit's own dependencies are kept per lock file and
+    target under ``.cluster/wheels``; releases under the cluster's state directory.
 
     Raises:
         ReleaseError: the app could not be found, built, or its dependencies not be had.
@@ -71,30 +70,59 @@ def build(cluster: Cluster, report: Report = lambda _: None) -> Release:
     lock = cluster.root / "requirements" / "worker.txt"
     builds = cluster.state_dir / "builds"
     builds.mkdir(parents=True, exist_ok=True)
-    sources = _digest([_fingerprint(cluster.app), _tree_digest(runtime), _file_digest(lock), _interpreter()])
+    sources = _digest(
+        [_fingerprint(cluster.app), _tree_digest(runtime), _file_digest(lock), str(own_target())]
+    )
     # The sources' fingerprint only saves building what is built; the id is the contents'.
     known = builds / f"sources-{sources}.json"
     if known.exists():
-        release_id = json.loads(known.read_text())["release"]
-        if (archive := builds / f"{release_id}.tar").exists():
-            return Release(release_id, archive)
-    with tempfile.TemporaryDirectory(dir=builds) as temporary:
+        built = _release(builds, json.loads(known.read_text())["release"], targets)
+        if all(archive.exists() for archive in built.archives.values()):
+            return built
+    with tempfile.TemporaryDirectory(dir=builds) as temporary, ThreadPoolExecutor() as pool:
         folder = Path(temporary)
-        with ThreadPoolExecutor() as pool:
-            report("building the app and the kit's runtime; fetching wheels")
-            app = pool.submit(_app_wheel, cluster.app, folder / "app")
-            own = pool.submit(_wheel_of_project, runtime, folder / "runtime")
-            kit = pool.submit(_kit_wheels, lock, cluster.root / ".cluster" / "wheels")
-            wheels = [own.result(), app.result()]
-            kit_wheels = kit.result()
-        release_id = _digest([*map(_wheel_digest, wheels), _file_digest(lock), _interpreter()])
-        archive = builds / f"{release_id}.tar"
-        if not archive.exists():
+        report("building the app and the kit's runtime; fetching wheels")
+        app = pool.submit(_app_wheel, cluster.app, folder / "app")
+        own = pool.submit(_wheel_of_project, runtime, folder / "runtime")
+        cache = cluster.root / ".cluster" / "wheels"
+        kit = {target: pool.submit(wheels.kit_wheels, lock, cache, target) for target in targets}
+        roots = [own.result(), app.result()]
+        _check_fits(app.result(), targets)
+        built = _release(builds, _digest([*map(_wheel_digest, roots), _file_digest(lock)]), targets)
+        missing = [(target, archive) for target, archive in built.archives.items() if not archive.exists()]
+        if missing:
             report("resolving what the app needs besides")
-            _collect(wheels, kit_wheels, folder / "wheelhouse")
-            _pack(folder / "wheelhouse", archive)
-    known.write_text(json.dumps({"release": release_id}))
-    return Release(release_id, archive)
+        packed = [
+            pool.submit(_make, archive, roots, kit[target].result(), folder / str(target), target)
+            for target, archive in missing
+        ]
+        for done in packed:
+            done.result()
+    known.write_text(json.dumps({"release": built.id}))
+    return built
+
+
+def _release(builds: Path, release_id: str, targets: Collection[Target]) -> Release:
+    return Release(release_id, {target: builds / f"{release_id}-{target}.tar" for target in targets})
+
+
+def _make(archive: Path, roots: list[Path], kit: Path, folder: Path, target: Target) -> None:
+    wheels.collect(roots, kit, folder, target)
+    _pack(folder, archive)
+
+
+def _check_fits(wheel: Path, targets: Collection[Target]) -> None:
+    """Refuse an app that is compiled, and for something else than the hosts have."""
+    unfit = [
+        f"Python {target.python} on {target.machine}" for target in sorted(targets) if not target.takes(wheel)
+    ]
+    if unfit:
+        raise ReleaseError(
+            f"the app's wheel {wheel.name} is not pure Python, and cannot be installed on hosts with "
+            + " or ".join(unfit),
+            next_step="build it where the hosts' Python is (python3 -m pip wheel --no-deps PROJECT) and name "
+            "that wheel as app_source; all hosts need the same Python then",
+        )
 
 
 def _fingerprint(app: AppSource) -> str:
@@ -109,16 +137,16 @@ def _fingerprint(app: AppSource) -> str:
 def _git_commit(location: str) -> str:
     match = _GIT_LOCATION.fullmatch(location)
     url, ref = (match["url"], match["ref"] or "HEAD") if match else (location, "HEAD")
-    listed = _run(["git", "ls-remote", url, ref], f"asking {url} for {ref}").split()
+    listed = run(["git", "ls-remote", url, ref], f"asking {url} for {ref}").split()
     return listed[0] if listed else ref  # a commit's id is not listed: it stands for itself
 
 
 def _app_wheel(app: AppSource, target: Path) -> Path:
     if app.kind == "wheel":
-        return Path(app.location)
+        return _named_as_wheel(Path(app.location))
     if app.kind == "git":
         target.mkdir(parents=True)
-        _run(
+        run(
             [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", str(target), app.location],
             f"building {app.location}",
         )
@@ -132,6 +160,17 @@ def _app_wheel(app: AppSource, target: Path) -> Path:
     return _wheel_of_project(project, target)
 
 
+def _named_as_wheel(path: Path) -> Path:
+    try:
+        parse_wheel_filename(path.name)
+    except InvalidWheelFilename as error:
+        raise ReleaseError(
+            f"app_source: {error}",
+            next_step="keep the name the wheel was built with: name-version-python-abi-platform.whl",
+        ) from None
+    return path
+
+
 def _wheel_of_project(project: Path, target: Path) -> Path:
     with tempfile.TemporaryDirectory() as temporary:
         # Built from a copy: setuptools leaves build/ behind, with files of earlier builds in it.
@@ -141,71 +180,8 @@ def _wheel_of_project(project: Path, target: Path) -> Path:
             copy,
             ignore=lambda _, names: {n for n in names if n in _NOT_SOURCE or n.endswith(".egg-info")},
         )
-        _run(
-            ["uv", "build", "--quiet", "--wheel", "--out-dir", str(target), str(copy)], f"building {project}"
-        )
+        run(["uv", "build", "--quiet", "--wheel", "--out-dir", str(target), str(copy)], f"building {project}")
     return next(target.glob("*.whl"))
-
-
-def _kit_wheels(lock: Path, cache: Path) -> Path:
-    """Return a folder with the wheels of the lock file, fetched once for this lock and Python."""
-    folder = cache / _digest([_file_digest(lock), _interpreter()])
-    if not folder.exists():
-        cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=cache) as temporary:
-            _run(
-                [
-                    sys.executable,
-                    "-m",
-                    "pip",
-                    "download",
-                    "--quiet",
-                    "--require-hashes",
-                    "--only-binary=:all:",
-                    "-r",
-                    str(lock),
-                    "-d",
-                    str(Path(temporary) / "wheels"),
-                ],
-                "fetching the wheels of requirements/worker.txt",
-            )
-            (Path(temporary) / "wheels").rename(folder)
-    return folder
-
-
-def _collect(wheels: list[Path], kit_wheels: Path, target: Path) -> None:
-    """Put the release's wheels, all the kit's and what the app needs besides into ``target``."""
-    target.mkdir()
-    for wheel in [*kit_wheels.glob("*.whl"), *wheels]:
-        shutil.copy(wheel, target)
-    constraints = target.with_suffix(".constraints")
-    constraints.write_text("".join(f"{pin}\n" for pin in _pins(kit_wheels.glob("*.whl"))))
-    resolve = [
-        sys.executable,
-        "-m",
-        "pip",
-        "wheel",
-        "--quiet",
-        "--find-links",
-        str(target),
-        "-c",
-        str(constraints),
-        "-w",
-        str(target),
-        *map(str, wheels),
-    ]
-    try:
-        # Mostly the kit's wheels are enough, and no index need be asked.
-        _run([*resolve, "--no-index"], "resolving")
-    except ReleaseError:
-        _run(resolve, "resolving what the app needs together with the kit's pinned packages")
-    (target / "requirements.txt").write_text("".join(f"{pin}\n" for pin in _pins(target.glob("*.whl"))))
-
-
-def _pins(wheels: Iterable[Path]) -> Iterator[str]:
-    for wheel in sorted(wheels):
-        name, version, _, _ = parse_wheel_filename(wheel.name)
-        yield f"{name}=={version}"
 
 
 def _pack(folder: Path, archive: Path) -> None:
@@ -214,36 +190,6 @@ def _pack(folder: Path, archive: Path) -> None:
         for path in sorted(folder.iterdir()):
             tar.add(path, arcname=path.name)
     unfinished.rename(archive)
-
-
-def _run(command: list[str], doing: str) -> str:
-    # The environment's own bin comes first: uv is installed there; its cache and locks stay there too.
-    tool = Path(sys.executable).parent / command[0]
-    cache = Path(sys.prefix) / "cache"
-    (cache / "tmp").mkdir(parents=True, exist_ok=True)
-    caches = {"UV_CACHE_DIR": str(cache), "TMPDIR": str(cache / "tmp"), "PIP_NO_CACHE_DIR": "1"}
-    try:
-        done = subprocess.run(
-            [str(tool) if tool.exists() else command[0], *command[1:]],
-            check=False,
-            capture_output=True,
-            text=True,
-            timeout=_TIMEOUT,
-            env={**os.environ, **caches},
-        )
-    except subprocess.TimeoutExpired as error:
-        raise ReleaseError(f"{doing} took more than {_TIMEOUT} s", next_step="run it again") from error
-    if done.returncode:
-        lines = (done.stdout + done.stderr).strip().splitlines()[-_TAIL:]
-        raise ReleaseError(
-            f"{doing} failed:\n" + "\n".join(f"  {line}" for line in lines),
-            next_step="nothing was changed; correct it and run the command again",
-        )
-    return done.stdout
-
-
-def _interpreter() -> str:
-    return f"cp{sys.version_info.major}{sys.version_info.minor}"
 
 
 def _digest(parts: Iterable[str]) -> str:
