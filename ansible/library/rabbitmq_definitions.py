@@ -3,19 +3,23 @@
 
 from __future__ import annotations
 
-import base64
 import http.client
 import json
-import time
 import urllib.error
-import urllib.parse
-import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.clusterkit_logs import with_log
+from ansible.module_utils.clusterkit_rabbitmq import (
+    CONNECTION,
+    Api,
+    BrokerError,
+    answer_text,
+    path_of,
+    wait_for_node,
+    with_node_log,
+)
 
 DOCUMENTATION = r"""
 ---
@@ -40,6 +44,10 @@ options:
     description: Its password.
     type: str
     required: true
+  ca:
+    description: PEM text of the certificate authority of an C(https) address.
+    type: str
+    default: ""
   definitions_file:
     description: A file on the host, in the form that RabbitMQ exports (JSON).
     type: path
@@ -53,7 +61,8 @@ options:
     type: int
     default: 120
   log_file:
-    description: The broker's log on the host, of which the end is shown when the node does not come up.
+    description: The broker's log on the host, of which the end is shown when the node does not come up. When
+      there is no such file the journal's is.
     type: path
     default: ""
 attributes:
@@ -110,89 +119,7 @@ EXCLUSIVE = ("policies", "topic_permissions", "permissions", "users")
 # Sections whose objects cannot be changed once they are declared.
 IMMUTABLE = ("exchanges", "queues")
 
-# Seconds for one answer: an import declares some dozens of quorum queues.
-_ANSWER = 60.0
-# Seconds for which a refusal may be that of a node that has not imported its users yet.
-_REFUSED = 15.0
-_POLL = 0.2
-
 Definitions = Mapping[str, list[dict[str, Any]]]
-
-
-class BrokerError(Exception):
-    """The broker does not answer, or not as wanted."""
-
-
-class Api:
-    """The HTTP API of one node's management plugin."""
-
-    def __init__(self, url: str, username: str, password: str) -> None:
-        self._url = url.rstrip("/")
-        credentials = base64.b64encode(f"{username}:{password}".encode()).decode()
-        self._headers = {"Authorization": f"Basic {credentials}", "Content-Type": "application/json"}
-        # No proxy of the environment may come between.
-        self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-
-    def request(self, method: str, path: str, body: object = None, timeout: float = _ANSWER) -> Any:
-        """Return the decoded answer, None when it is empty.
-
-        Raises:
-            urllib.error.HTTPError: the answer is an error.
-            OSError, http.client.HTTPException: there is no answer.
-        """
-        data = None if body is None else json.dumps(body).encode()
-        address = f"{self._url}/api/{path}"
-        request = urllib.request.Request(address, data, self._headers, method=method)  # noqa: S310
-        with self._opener.open(request, timeout=timeout) as answer:
-            text = answer.read()
-        return json.loads(text) if text else None
-
-
-def path_of(*parts: str) -> str:
-    """Join the parts of an API path, each of them quoted."""
-    return "/".join(urllib.parse.quote(part, safe="") for part in parts)
-
-
-def wait_for_node(api: Api, port: int, timeout: float) -> float:
-    """Wait until the node accepts clients on `port`; return the seconds that took.
-
-    The management plugin answers some time before the node has its users and listens for clients.
-
-    Raises:
-        BrokerError: the deadline passed, or the user goes on being refused.
-    """
-    begin = time.monotonic()
-    refused_since = 0.0
-    while True:
-        try:
-            api.request("GET", f"health/checks/port-listener/{port}", timeout=5)
-            api.request("GET", "health/checks/virtual-hosts", timeout=5)
-            return round(time.monotonic() - begin, 1)
-        except urllib.error.HTTPError as error:
-            reason = answer_text(error)
-            refused_since = refused_since or time.monotonic()
-            if error.code != http.HTTPStatus.UNAUTHORIZED:
-                refused_since = 0.0
-        except (OSError, http.client.HTTPException) as error:
-            reason = str(error)
-        if refused_since and time.monotonic() - refused_since > _REFUSED:
-            message = (
-                "the broker refuses this user and password; it takes over the ones in the definitions file"
-            )
-            raise BrokerError(f"{message} when it is restarted ({reason})")
-        if time.monotonic() - begin > timeout:
-            raise BrokerError(f"the broker is not up after {timeout:.0f} s: {reason}")
-        time.sleep(_POLL)
-
-
-def answer_text(error: urllib.error.HTTPError) -> str:
-    """Return what an error answer says."""
-    text = error.read().decode(errors="replace")
-    try:
-        answer = json.loads(text)
-    except ValueError:
-        return f"{error.code} {error.reason}"
-    return f"{error.code} {answer.get('reason') or answer.get('error')}"
 
 
 def identity(section: str, item: Mapping[str, Any]) -> str:
@@ -337,9 +264,7 @@ def main() -> None:
     """Run the module."""
     module = AnsibleModule(
         argument_spec={
-            "url": {"type": "str", "required": True},
-            "username": {"type": "str", "required": True},
-            "password": {"type": "str", "required": True, "no_log": True},
+            **CONNECTION,
             "definitions_file": {"type": "path", "required": True},
             "port": {"type": "int", "required": True},
             "timeout": {"type": "int", "default": 120},
@@ -348,12 +273,12 @@ def main() -> None:
         supports_check_mode=True,
     )
     options = module.params
-    api = Api(options["url"], options["username"], options["password"])
+    api = Api(options["url"], options["username"], options["password"], options["ca"])
     try:
         wanted = read_definitions(options["definitions_file"])
         waited = wait_for_node(api, options["port"], options["timeout"])
     except BrokerError as error:
-        module.fail_json(msg=with_log(str(error), options["log_file"]) if options["log_file"] else str(error))
+        module.fail_json(msg=with_node_log(str(error), options["log_file"]))
     try:
         changes = reconcile(api, wanted, options["username"], check_mode=module.check_mode)
         version = api.request("GET", "overview")["rabbitmq_version"]
@@ -362,7 +287,7 @@ def main() -> None:
     except urllib.error.HTTPError as error:
         module.fail_json(msg=f"the broker refuses the definitions: {answer_text(error)}")
     except (OSError, http.client.HTTPException) as error:
-        module.fail_json(msg=with_log(f"the broker stopped answering: {error}", options["log_file"]))
+        module.fail_json(msg=with_node_log(f"the broker stopped answering: {error}", options["log_file"]))
     module.exit_json(changed=bool(changes), changes=changes, version=version, waited=waited)
 
 

@@ -15,6 +15,7 @@ from urllib.parse import unquote
 import pytest
 
 rabbitmq_definitions = importlib.import_module("rabbitmq_definitions")
+clusterkit_rabbitmq = importlib.import_module("ansible.module_utils.clusterkit_rabbitmq")
 
 Call = Callable[..., dict[str, Any]]
 
@@ -291,7 +292,7 @@ def test_a_node_that_does_not_come_up_fails_with_its_log(call: Call, broker: Bro
 def test_a_refused_password_is_told_apart_from_a_node_that_boots(
     call: Call, broker: Broker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rabbitmq_definitions, "_REFUSED", 0.0)
+    monkeypatch.setattr(clusterkit_rabbitmq, "_REFUSED", 0.0)
     message = apply(call, broker, tmp_path, username="nobody")["msg"]
     assert "the broker refuses this user and password" in message
     assert "401 Login failed" in message
