@@ -23,7 +23,7 @@ from celery import Celery
 from celery.result import AsyncResult, GroupResult
 from kombu.exceptions import OperationalError
 
-from clusterkit.runtime import configure
+from clusterkit.runtime import configure, results
 from clusterkit.runtime.clusterfile import DEFAULT_CLUSTER, STATE_DIRECTORY, ClusterFile
 from clusterkit.runtime.errors import (
     BadInputError,
@@ -66,9 +66,8 @@ def connect(
         _check_tasks(app, file)
     app = join(app or configure(Celery("client")), file)
     app.set_current()
-    app.conf.clusterkit_cluster_file = file
     _check_broker(app, file.cluster, timeout)
-    _check_result_store(app, file.cluster, timeout)
+    _check_result_store(file, timeout)
     return app
 
 
@@ -106,7 +105,12 @@ def _check_broker(app: Celery, name: str, timeout: float) -> None:
     connection = app.connection_for_write(connect_timeout=timeout)
     where = f"the broker of cluster {name!r} at {connection.hostname}:{connection.port}"
     try:
-        connection.connect()
+        connection.ensure_connection(
+            max_retries=len(connection.alt) or 1,
+            interval_start=0,
+            timeout=timeout,
+            reraise_as_library_errors=False,
+        )
         connection.release()
     except AccessRefused as error:
         raise ClusterUnreachableError(
@@ -121,21 +125,15 @@ def _check_broker(app: Celery, name: str, timeout: float) -> None:
         connection.collect()  # whatever state it is in, without waiting
 
 
-def _check_result_store(app: Celery, name: str, timeout: float) -> None:
-    store = redis.Redis.from_url(
-        app.conf.result_backend, socket_connect_timeout=timeout, socket_timeout=timeout, retry=None
-    )
+def _check_result_store(file: ClusterFile, timeout: float) -> None:
     try:
-        store.ping()
+        results.ping(file, timeout)
     except redis.exceptions.RedisError as error:
-        keywords = store.connection_pool.connection_kwargs
         raise ClusterUnreachableError(
-            f"the result store of cluster {name!r} at {keywords['host']}:{keywords['port']}"
+            f"the result store of cluster {file.cluster!r} at {results.describe(file)}"
             f" did not answer: {error}",
-            next_step=_look(name),
+            next_step=_look(file.cluster),
         ) from error
-    finally:
-        store.close()
 
 
 def _look(cluster: str) -> str:

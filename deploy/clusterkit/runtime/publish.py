@@ -69,10 +69,13 @@ class Producer(kombu.Producer):
     def _connect(self, seconds: float | None) -> None:
         connection = self.connection
         if not connection.connected:
-            # One round; the loop around it is `publish`. As the library's own error, a broker that is
-            # down could not be told from one that refuses us.
+            # One round of all brokers; the loop around it is `publish`. As the library's own error, a
+            # broker that is down could not be told from one that refuses us.
             connection.ensure_connection(
-                max_retries=1, interval_start=0, timeout=seconds, reraise_as_library_errors=False
+                max_retries=len(connection.alt) or 1,
+                interval_start=0,
+                timeout=seconds,
+                reraise_as_library_errors=False,
             )
             self.revive(connection)
 

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import os
 import socket
+import ssl
 from typing import TYPE_CHECKING, Any, Final
 
-from clusterkit.runtime import probe
+from clusterkit.runtime import probe, results
 from clusterkit.runtime.clusterfile import CONFIG_VARIABLE, ClusterFile
 from clusterkit.runtime.queues import EXCHANGE, queues
 
@@ -107,8 +108,9 @@ def join(app: Celery, cluster: ClusterFile) -> Celery:
     service = os.environ.get("CLUSTERKIT_SERVICE", cluster.role)
     app.conf.update(
         broker_url=cluster.broker_url,
-        result_backend=cluster.result_url,
-        redbeat_redis_url=cluster.result_url,
+        # Of several brokers each process begins with another, so that they share the load.
+        broker_failover_strategy="shuffle",
+        broker_use_ssl=_broker_tls(cluster),
         result_expires=cluster.result_expires,
         task_queues=queues(cluster.queues, declare=declare),
         task_default_queue=cluster.default_queue,
@@ -122,7 +124,19 @@ def join(app: Celery, cluster: ClusterFile) -> Celery:
         task_routes=_with_routes_of_release(app, cluster),
         clusterkit_publish_deadline=None if cluster.may_wait_for_broker else PUBLISH_DEADLINE,
     )
+    results.attach(app, cluster)
     return app
+
+
+def _broker_tls(cluster: ClusterFile) -> dict[str, Any] | bool:
+    if not cluster.ca_file:
+        return False
+    # With a name to look for in the certificate py-amqp also checks that the broker is the one meant.
+    return {
+        "ca_certs": cluster.ca_file,
+        "cert_reqs": ssl.CERT_REQUIRED,
+        "server_hostname": cluster.broker_name,
+    }
 
 
 #: Seconds after which a producer that cannot publish gets an error. Neither Celery nor py-amqp
