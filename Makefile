@@ -5,6 +5,9 @@
 #
 # Variables (also from the environment):
 #   CLUSTER   inventory below deploy/clusters/, or the path of one                  [local]
+#   BUNDLE    distribution packages for hosts that reach no registry (cluster-up)           []
+#   AUTHORITY 1: a new certificate authority, too (cluster-rotate)                         []
+#   HOST      one host, such as h1 (broker-*, lab-ssh; lab-down: remove only this one)     []
 #   SERVICE   one service, as make cluster-status lists them (cluster-logs, -restart)   [all]
 #   LINES     last lines of each service's log (cluster-logs)                            [20]
 #   FOLLOW    1: go on as lines come (cluster-logs)                                        []
@@ -15,6 +18,10 @@
 #   WAIT      0: do not wait for the result (submit)                                      [1]
 #   OPEN      1: open Flower in a browser (flower)                                         []
 #   TESTS     what to test: a folder, a file, or anything pytest takes (test)         [tests]
+#   LAB       name of a lab, and of the cluster on it (lab-*)                           [lab]
+#   HOSTS     hosts of the lab; more than there are adds some (lab-up)    [as there are, or 7]
+#   DEBIAN    release, trixie or bookworm (lab-up: as they have, or trixie; bundle)         []
+#   COMMAND   what to run there instead of a shell; write $$ for $ (lab-ssh)                []
 #   PYTHON    interpreter the virtual environment is made with, 3.11 or later       [python3]
 
 CLUSTER ?= local
@@ -23,7 +30,8 @@ ARGS ?= []
 WAIT ?= 1
 TESTS ?= tests
 PYTHON ?= python3
-export CLUSTER PYTHON YES
+LAB ?= lab
+export CLUSTER PYTHON YES LAB COMMAND
 # JSON=1 must print JSON alone, also from within another make.
 MAKEFLAGS += --no-print-directory
 
@@ -31,8 +39,9 @@ clusterkit := .venv/bin/clusterkit
 json := $(if $(filter 1,$(JSON)),--json)
 
 .DEFAULT_GOAL := help
-.PHONY: help cluster-up cluster-status cluster-check cluster-logs cluster-restart cluster-down \
-        cluster-destroy submit flower test lint format reference requirements
+.PHONY: help cluster-preflight cluster-up cluster-status cluster-check cluster-logs cluster-restart \
+        cluster-rotate cluster-down cluster-destroy broker-remove broker-replace bundle \
+        lab-up lab-status lab-ssh lab-down submit flower test lint format reference requirements
 
 ##@ Help
 help: ## list the targets
@@ -40,8 +49,11 @@ help: ## list the targets
 	  /^##@ / {printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 ##@ Cluster
-cluster-up: .venv/.ready ## bring the cluster up, or to what its inventory says now; ends when probes came back
-	@$(clusterkit) cluster up $(json)
+cluster-preflight: .venv/.ready ## look for all that would keep it from coming up, on every host; changes nothing
+	@$(clusterkit) cluster preflight $(json)
+
+cluster-up: .venv/.ready ## bring the cluster up, or to what its inventory says now; ends when probes came back [BUNDLE=]
+	@$(clusterkit) cluster up $(json) $(if $(BUNDLE),--bundle $(BUNDLE))
 
 cluster-status: .venv/.ready ## services, worker nodes, queues; exit code 7 when something is wrong
 	@$(clusterkit) cluster status $(json)
@@ -55,11 +67,37 @@ cluster-logs: .venv/.ready ## the services' last log lines [SERVICE= LINES= FOLL
 cluster-restart: .venv/.ready ## restart services one after the other; running tasks finish first [SERVICE=]
 	@$(clusterkit) cluster restart $(SERVICE)
 
+cluster-rotate: .venv/.ready ## new certificates for every host, without a restart [AUTHORITY=1]
+	@$(clusterkit) cluster rotate $(if $(filter 1,$(AUTHORITY)),--authority)
+
 cluster-down: .venv/.ready ## stop the services; messages, results and settings stay
 	@$(clusterkit) cluster down
 
 cluster-destroy: .venv/.ready ## stop the services and remove all that was made for the cluster; asks, unless YES=1
 	@$(clusterkit) cluster destroy
+
+##@ Hosts
+broker-remove: .venv/.ready ## take a broker host out of the cluster, its queues' members first [HOST=]
+	@$(clusterkit) broker remove $(HOST)
+
+broker-replace: .venv/.ready ## forget a broker host that lost its data, so that cluster-up joins it anew [HOST=]
+	@$(clusterkit) broker replace $(HOST)
+
+bundle: .venv/.ready ## the distribution's packages in one file, for hosts that reach no registry [DEBIAN=]
+	@$(clusterkit) bundle $(if $(DEBIAN),--debian $(DEBIAN))
+
+##@ Lab
+lab-up: .venv/.ready ## blank hosts on this machine, and the inventory of a cluster on them [HOSTS= DEBIAN= LAB=]
+	@$(clusterkit) lab up $(if $(HOSTS),--hosts $(HOSTS)) $(if $(DEBIAN),--debian $(DEBIAN)) $(json)
+
+lab-status: .venv/.ready ## the lab's hosts; exit code 7 when one is not well
+	@$(clusterkit) lab status $(json)
+
+lab-ssh: .venv/.ready ## log in to a host, or run a command there [HOST= COMMAND=]
+	@$(clusterkit) lab ssh $(HOST)
+
+lab-down: .venv/.ready ## remove the lab: hosts, network, keys, inventory; or one host [HOST=]
+	@$(clusterkit) lab down $(if $(HOST),--host $(HOST))
 
 ##@ Work
 submit: .venv/.ready ## submit a task and wait for its result [TASK= ARGS= WAIT=0]

@@ -11,11 +11,13 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.clusterkit_firewall import kernel_problem
 from ansible.module_utils.clusterkit_processes import (
     Listener,
     Process,
@@ -115,6 +117,26 @@ options:
     description: The variable that moves all ports at once, for the messages.
     type: str
     default: port_base
+  address_variable:
+    description: The variable that changes the address the services listen on, for the messages.
+    type: str
+    default: bind_address
+  control_time:
+    description: Seconds since 1970 on the machine that runs Ansible; V(0) leaves the clock alone.
+    type: float
+    default: 0
+  clock_tolerance:
+    description: Seconds the clocks may differ. Certificates and delayed tasks count on them.
+    type: int
+    default: 30
+  firewall:
+    description: Whether the host is to get firewall rules.
+    type: bool
+    default: false
+  cluster:
+    description: Name of the cluster; a host on which another one lives is refused. Only with systemd.
+    type: str
+    default: ""
 attributes:
   check_mode:
     support: full
@@ -152,6 +174,20 @@ packages:
   type: list
   elements: str
   returned: always
+python:
+  description: Version of the host's Python.
+  type: str
+  returned: always
+  sample: "3.13"
+machine:
+  description: The host's processor architecture.
+  type: str
+  returned: always
+  sample: x86_64
+control_address:
+  description: Address of the machine that runs Ansible as this host sees it; empty without SSH.
+  type: str
+  returned: always
 programs:
   description: For each of O(packages), by the first of its names, the path that is there, or an empty text.
   type: dict
@@ -163,6 +199,10 @@ programs:
 _PLAIN_PATH = re.compile(r"[\w./+@,=~-]+")
 
 _DISTRIBUTIONS = {"debian", "ubuntu"}
+# Whole hosts are only managed where the kit has been run.
+_HOSTS = {"debian": ("12", "13"), "ubuntu": ("24.04",)}
+# In the home: the name of the cluster the host belongs to.
+CLUSTER_FILE = "cluster"
 _MEGABYTE = 1024 * 1024
 
 # Left-over processes that are named in a message; the others are counted.
@@ -186,6 +226,7 @@ class Host:
     variables_file: str
     stop_command: str
     base_variable: str
+    address_variable: str
     running: bool
     left: tuple[Process, ...]
 
@@ -245,7 +286,8 @@ def check_port(host: Host, entry: Mapping[str, Any], held: str) -> Iterator[Prob
     change = f"{host.set_variable(entry['variable'])} to a free port"
     if error.errno == errno.EADDRNOTAVAIL:
         what = f"the address {entry['address']}, for {entry['service']}, is not one of this host's"
-        yield Problem(what, host.set_variable("bind_address") + " to an address of this host", "bind_address")
+        change = f"set `{host.address_variable}` of this host to one of its addresses"
+        yield Problem(what, change, host.address_variable)
     elif error.errno == errno.EADDRINUSE:
         yield Problem(f"{place} is taken {held}", f"end that, or {change}", entry["variable"])
     else:
@@ -360,6 +402,68 @@ def check_python(wanted: str, have: tuple[int, int]) -> Iterator[Problem]:
         yield Problem(what, "use a host with a newer Python (Debian 12 or later has one)")
 
 
+def check_systemd() -> Iterator[Problem]:
+    """Yield a problem for what a host that runs its services under systemd lacks."""
+    if not Path("/run/systemd/system").is_dir():
+        what = "this host does not run systemd, and the services are to run under it"
+        yield Problem(
+            what, "use a host that boots systemd, or a private cluster (service_backend: supervisor)"
+        )
+    if os.geteuid():
+        what = f"the user with id {os.geteuid()} is not root, and sudo was not used"
+        yield Problem(
+            what, "let the user use sudo without a password, or set ansible_become in the inventory"
+        )
+    release = os_release()
+    known = _HOSTS.get(release.get("ID", ""), ())
+    if release.get("VERSION_ID") not in known:
+        what = f"the kit knows Debian 12 and 13 and Ubuntu 24.04, and this host is {distribution()}"
+        yield Problem(what, "use one of those")
+
+
+def check_firewall(host: Host) -> Iterator[Problem]:
+    """Yield a problem when the kernel cannot have the firewall's rules."""
+    what = kernel_problem()
+    if what:
+        way = f"{host.set_variable('firewall')} to false, and guard the ports another way"
+        yield Problem(what, way, "firewall")
+
+
+def check_clock(control_time: float, tolerance: int) -> Iterator[Problem]:
+    """Yield a problem when this host's clock is not that of the machine that runs Ansible."""
+    difference = time.time() - control_time
+    if control_time and abs(difference) > tolerance:
+        what = f"the clock is {abs(difference):.0f} s {'ahead' if difference > 0 else 'behind'}"
+        yield Problem(what, "set it, and keep it right: apt-get install systemd-timesyncd (or chrony)")
+
+
+def check_owner(home: str, cluster: str) -> Iterator[Problem]:
+    """Yield a problem when the host belongs to another cluster."""
+    try:
+        owner = Path(home, CLUSTER_FILE).read_text(encoding="utf-8").strip()
+    except OSError:
+        return
+    if owner != cluster:
+        what = f"this host belongs to the cluster {owner!r} ({home}), and a host can be in one only"
+        yield Problem(what, f"make cluster-destroy CLUSTER={owner}, or take another host")
+
+
+def control_address() -> str:
+    """Return where the SSH connection this runs in comes from; sudo hides it, the processes above do not."""
+    process = os.getpid()
+    while process > 1:
+        try:
+            environment = Path("/proc", str(process), "environ").read_bytes().split(b"\0")
+            status = Path("/proc", str(process), "stat").read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            return ""
+        for entry in environment:
+            if entry.startswith(b"SSH_CONNECTION="):
+                return entry.partition(b"=")[2].split()[0].decode()
+        process = int(status.rpartition(")")[2].split()[1])
+    return ""
+
+
 def nearest_directory(path: Path) -> Path:
     """Return the deepest directory on the way to `path` that exists."""
     return next(directory for directory in [path, *path.parents] if directory.is_dir())
@@ -457,6 +561,13 @@ def find_problems(options: Mapping[str, Any], host: Host, missing: list[str]) ->
         *check_leftovers(host),
         *check_ports(host, options["ports"]),
         *check_limits(host, options["memory_free_mb"], options["processes_free"]),
+        *check_clock(options["control_time"], options["clock_tolerance"]),
+        *(check_firewall(host) if options["firewall"] else []),
+        *(
+            [*check_systemd(), *check_owner(host.home, options["cluster"])]
+            if options["service_backend"] == "systemd"
+            else []
+        ),
     ]
 
 
@@ -494,6 +605,11 @@ def main() -> None:
             "stop_command": {"type": "str", "default": "make cluster-down"},
             "service_backend": {"type": "str", "choices": ["supervisor", "systemd"], "default": "supervisor"},
             "port_base_variable": {"type": "str", "default": "port_base"},
+            "address_variable": {"type": "str", "default": "bind_address"},
+            "control_time": {"type": "float", "default": 0},
+            "clock_tolerance": {"type": "int", "default": 30},
+            "cluster": {"type": "str", "default": ""},
+            "firewall": {"type": "bool", "default": False},
         },
         supports_check_mode=True,
     )
@@ -507,13 +623,20 @@ def main() -> None:
         variables_file=options["variables_file"],
         stop_command=options["stop_command"],
         base_variable=options["port_base_variable"],
+        address_variable=options["address_variable"],
         running=supervisor != 0 if supervised else bool(processes),
         left=processes if supervised else (),
     )
     programs = installed_programs(options["packages"])
     missing = missing_packages(options["packages"], programs)
     problems = find_problems(options, host, missing)
-    result = {"problems": [asdict(problem) for problem in problems], "running": host.running}
+    result = {
+        "problems": [asdict(problem) for problem in problems],
+        "running": host.running,
+        "python": f"{sys.version_info.major}.{sys.version_info.minor}",
+        "machine": os.uname().machine,
+        "control_address": control_address(),
+    }
     if problems:
         module.fail_json(msg=numbered(problems), **result)
     module.exit_json(changed=False, packages=missing, programs=programs, **result)

@@ -28,7 +28,7 @@ SECONDS = 1000.0  # playwright counts milliseconds
 
 @pytest.fixture(scope="module")
 def login(cluster: LocalCluster) -> tuple[str, str, str]:
-    password = yaml.safe_load((cluster.home / "secrets.yml").read_text())["flower"]
+    password = yaml.safe_load((cluster.home / "secrets.yml").read_text())["flower"]["admin"]
     return f"http://127.0.0.1:{cluster.model.ports.flower}", "admin", password
 
 
@@ -58,7 +58,7 @@ def test_nobody_gets_in_without_the_password(login: tuple[str, str, str]) -> Non
 
 
 def test_its_options_file_is_private(cluster: LocalCluster) -> None:
-    options = cluster.home / "etc" / "flower.py"
+    options = cluster.home / "flower" / "flower.py"
     assert options.stat().st_mode & 0o777 == 0o600
 
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import ssl
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import httpx
 
 from clusterkit.runtime.errors import ClusterUnreachableError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 #: Seconds a request may take.
 _TIMEOUT = 5.0
@@ -22,6 +26,8 @@ class Queue:
     ready: int
     unacknowledged: int
     consumers: int
+    members: tuple[str, ...] = ()
+    """Broker nodes that hold it; of a quorum queue, its members."""
 
     @classmethod
     def from_api(cls, item: dict[str, Any]) -> Self:
@@ -32,15 +38,51 @@ class Queue:
             ready=item.get("messages_ready", 0),
             unacknowledged=item.get("messages_unacknowledged", 0),
             consumers=item.get("consumers", 0),
+            members=tuple(item.get("members", ())),
         )
 
 
-class Broker:
-    """RabbitMQ's HTTP API as one user."""
+@dataclass(frozen=True)
+class Node:
+    """A broker node: ``running`` as its peers see it; alarms hold publishers back."""
 
-    def __init__(self, url: str, user: str, password: str) -> None:
-        self._url = url
-        self._client = httpx.Client(base_url=url, auth=(user, password), timeout=_TIMEOUT, trust_env=False)
+    name: str
+    running: bool
+    memory_alarm: bool
+    disk_alarm: bool
+    partitioned_from: tuple[str, ...]
+
+    @classmethod
+    def from_api(cls, item: dict[str, Any]) -> Self:
+        """Make a node from an item of ``/api/nodes``; of a node that is down little is known."""
+        return cls(
+            name=item["name"],
+            running=item.get("running", False),
+            memory_alarm=item.get("mem_alarm", False),
+            disk_alarm=item.get("disk_free_alarm", False),
+            partitioned_from=tuple(item.get("partitions", ())),
+        )
+
+    @property
+    def host(self) -> str:
+        """The inventory's name of its host."""
+        return self.name.partition("@")[2].partition(".")[0]
+
+
+class Broker:
+    """RabbitMQ's HTTP API as one user, at whichever of ``urls`` answers.
+
+    ``ca_file`` is the certificate authority of ``https`` addresses.
+    """
+
+    def __init__(self, urls: Sequence[str], user: str, password: str, ca_file: str = "") -> None:
+        self._urls = list(urls)
+        self._client = httpx.Client(
+            auth=(user, password),
+            timeout=_TIMEOUT,
+            trust_env=False,
+            verify=ssl.create_default_context(cafile=ca_file) if ca_file else False,
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -57,22 +99,22 @@ class Broker:
         found = self._get("queues/%2F", params={"disable_stats": "false", "enable_queue_totals": "true"})
         return {item["name"]: Queue.from_api(item) for item in found}
 
-    def alarms(self) -> list[str]:
-        """Return what holds publishers back: ``node: memory`` or ``node: disk``."""
-        return [
-            f"{node['name']}: {kind}"
-            for node in self._get("nodes")
-            for kind, raised in (("memory", node.get("mem_alarm")), ("disk", node.get("disk_free_alarm")))
-            if raised
-        ]
+    def nodes(self) -> tuple[Node, ...]:
+        """Return every node of the broker's cluster."""
+        return tuple(Node.from_api(item) for item in self._get("nodes"))
 
     def _get(self, path: str, params: dict[str, str] | None = None) -> Any:
-        try:
-            answer = self._client.get(f"/api/{path}", params=params)
-            answer.raise_for_status()
-        except httpx.HTTPError as error:
-            raise ClusterUnreachableError(
-                f"RabbitMQ's HTTP API at {self._url} does not answer: {error}",
-                next_step="make cluster-logs SERVICE=rabbitmq",
-            ) from error
-        return answer.json()
+        problems = []
+        for url in tuple(self._urls):
+            try:
+                answer = self._client.get(f"{url.rstrip('/')}/api/{path}", params=params)
+                answer.raise_for_status()
+            except httpx.HTTPError as error:
+                problems.append(f"{url}: {error}")
+                self._urls.append(self._urls.pop(0))  # the next question begins where one answers
+            else:
+                return answer.json()
+        raise ClusterUnreachableError(
+            f"RabbitMQ's HTTP API does not answer: {'; '.join(problems)}",
+            next_step="make cluster-logs SERVICE=rabbitmq",
+        )

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 from rich.console import Console
 
-from clusterkit.ops import inventory
+from clusterkit.ops import compose_cli, inventory, lab_cli
 from clusterkit.ops.errors import ClusterUnhealthyError
+from clusterkit.ops.images import RELEASES, Release
 from clusterkit.runtime.clusterfile import DEFAULT_CLUSTER
 from clusterkit.runtime.errors import (
     BadInputError,
@@ -47,7 +48,13 @@ app = typer.Typer(
 cluster_commands = typer.Typer(
     no_args_is_help=True, rich_markup_mode=None, help="Bring a cluster up, look at it, take it down."
 )
+broker_commands = typer.Typer(
+    no_args_is_help=True, rich_markup_mode=None, help="Take hosts out of the broker, or replace them."
+)
 app.add_typer(cluster_commands, name="cluster")
+app.add_typer(broker_commands, name="broker")
+app.add_typer(lab_cli.commands, name="lab")
+app.add_typer(compose_cli.compose_commands, name="compose")
 
 stdout = Console()
 stderr = Console(stderr=True)
@@ -72,8 +79,14 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a tabl
 Yes = Annotated[bool, typer.Option("--yes", "-y", envvar="YES", help="Do not ask.")]
 
 
-def _load(name: str) -> Cluster:
+def _load(name: str, *, containers: bool = False) -> Cluster:
+    """Load a cluster; ``containers`` says whether one of Compose's will do."""
     cluster = inventory.load(name, ROOT)
+    if cluster.service_backend == "compose" and not containers:
+        raise BadInputError(
+            f"cluster {cluster.name!r} is a Compose project",
+            next_step="make compose-up, compose-status, compose-down",
+        )
     for warning in cluster.warnings:
         stderr.print(f"[yellow]warning[/] {warning}", highlight=False, soft_wrap=True)
     return cluster
@@ -84,7 +97,34 @@ def _print_json(value: Any) -> None:
 
 
 @cluster_commands.command()
-def up(cluster: ClusterName = DEFAULT_CLUSTER, as_json: Json = False) -> None:
+def preflight(cluster: ClusterName = DEFAULT_CLUSTER, as_json: Json = False) -> None:
+    """Look for everything that would keep the cluster from coming up, on every host; change nothing.
+
+    \b
+    Examples:
+      clusterkit cluster preflight --cluster lab
+    """
+    from clusterkit.ops import deployment, status
+
+    loaded = _load(cluster)
+    found = deployment.preflight(loaded, stderr)
+    if as_json:
+        _print_json({name: facts.to_ansible() for name, facts in found.items()})
+    else:
+        status.show_preflight(loaded, found, stdout)
+
+
+@cluster_commands.command()
+def up(
+    cluster: ClusterName = DEFAULT_CLUSTER,
+    bundle: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True, dir_okay=False, help="Distribution packages for hosts that reach no registry."
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
     """Make the hosts what the inventory says, and prove it with probe tasks.
 
     Running it again changes only what differs, and starts what is down.
@@ -94,16 +134,18 @@ def up(cluster: ClusterName = DEFAULT_CLUSTER, as_json: Json = False) -> None:
       clusterkit cluster up
       clusterkit cluster up --cluster lab
       clusterkit cluster up --cluster ~/inventories/production
+      clusterkit cluster up --cluster lab --bundle .cluster/bundles/trixie.tar   # made by clusterkit bundle
     """
     from clusterkit.ops import deployment, status
 
     loaded = _load(cluster)
-    done = deployment.up(loaded, stderr)
+    done = deployment.up(loaded, stderr, bundle)
     if as_json:
         _print_json(
             {
                 "cluster": loaded.name,
                 "changes": done.changes,
+                "changed_hosts": done.changed_hosts,
                 "seconds": round(done.seconds, 1),
                 "release": done.release,
                 "probes_ms": done.probes.answers,
@@ -209,6 +251,26 @@ def restart(
 
 
 @cluster_commands.command()
+def rotate(
+    cluster: ClusterName = DEFAULT_CLUSTER,
+    authority: Annotated[
+        bool, typer.Option("--authority", help="A new certificate authority, too; three steps.")
+    ] = False,
+) -> None:
+    """Give every host a new certificate. Nothing is restarted, no connection is cut.
+
+    \b
+    Examples:
+      clusterkit cluster rotate --cluster lab
+      clusterkit cluster rotate --cluster lab --authority
+    """
+    from clusterkit.ops import deployment, status
+
+    loaded = _brought_up(cluster)
+    status.show_certificates(deployment.rotate(loaded, stderr, authority=authority), stdout)
+
+
+@cluster_commands.command()
 def down(cluster: ClusterName = DEFAULT_CLUSTER) -> None:
     """Stop every service. Messages, results and settings stay for the next up.
 
@@ -254,6 +316,77 @@ def destroy(cluster: ClusterName = DEFAULT_CLUSTER, yes: Yes = False) -> None:
     stdout.print(f"cluster {loaded.name} is gone", highlight=False)
 
 
+BrokerHost = Annotated[str, typer.Argument(help="The host, as the inventory names it.")]
+
+
+@broker_commands.command("remove")
+def remove_broker(host: BrokerHost, cluster: ClusterName = DEFAULT_CLUSTER) -> None:
+    """Take a broker host out: its queues' members, its membership, its data. It may be dead.
+
+    Nothing is done when the others could not do without it.
+
+    \b
+    Examples:
+      clusterkit broker remove h5 --cluster lab   # then take h5 out of the group brokers
+    """
+    from clusterkit.ops import deployment
+
+    loaded = _brought_up(cluster)
+    deployment.remove_broker(loaded, host, stderr)
+    stdout.print(
+        f"{host} is no broker of {loaded.name} any more; take it out of the group brokers in"
+        f" {loaded.directory / 'hosts.yml'}",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+@broker_commands.command("replace")
+def replace_broker(host: BrokerHost, cluster: ClusterName = DEFAULT_CLUSTER) -> None:
+    """Make the brokers forget a host that lost its data, so that cluster up has it join anew.
+
+    \b
+    Examples:
+      clusterkit broker replace h3 --cluster lab && clusterkit cluster up --cluster lab
+    """
+    from clusterkit.ops import deployment
+
+    loaded = _brought_up(cluster)
+    deployment.remove_broker(loaded, host, stderr)
+    stdout.print(
+        f"the brokers have forgotten {host}. Next: make cluster-up CLUSTER={cluster}",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+@app.command()
+def bundle(
+    debian: Annotated[Release, typer.Option(help="The hosts' release.")] = RELEASES[0],
+    as_json: Json = False,
+) -> None:
+    """Collect the distribution's packages in one file, for hosts that reach no registry of them.
+
+    \b
+    Examples:
+      clusterkit bundle --debian bookworm
+      clusterkit cluster up --cluster lab --bundle .cluster/bundles/bookworm.tar
+    """
+    from clusterkit.ops import bundle as bundles
+    from clusterkit.ops import needs
+    from clusterkit.ops.progress import Progress
+
+    with Progress(f"bundle for Debian {debian}", ["Packages"], stderr) as progress:
+        progress.start("Packages")
+        made = bundles.build(ROOT, debian, needs.alternatives(), progress.doing)
+    megabytes = made.path.stat().st_size // 1_000_000
+    if as_json:
+        _print_json({"path": str(made.path), "megabytes": megabytes, "packages": made.packages})
+    else:
+        packages = ", ".join(made.packages)
+        stdout.print(f"{made.path} ({megabytes} MB, {made.architecture}): {packages}", highlight=False)
+
+
 @app.command(
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
 )
@@ -278,20 +411,23 @@ def flower(
     """
     from clusterkit.ops import status
 
-    loaded = _brought_up(cluster)
-    url = status.urls(loaded)["flower"]
+    loaded = _brought_up(cluster, containers=True)
     where = loaded.state_dir / "secrets.yml"
+    pages = status.flower_pages(loaded)
+    url = pages["admin"]
     if as_json:
-        _print_json({"url": url, "user": "admin", "password_file": str(where), "password_key": "flower"})
+        _print_json({"pages": pages, "password_file": str(where), "password_key": "flower"})
     else:
-        stdout.print(f"{url}\nuser admin, password: flower in {where}", highlight=False, soft_wrap=True)
+        for user, page in pages.items():
+            stdout.print(f"{page}  user {user}", highlight=False, soft_wrap=True)
+        stdout.print(f"passwords: under `flower` in {where}", highlight=False, soft_wrap=True)
     if open_browser and not webbrowser.open(url):
         stderr.print("no browser could be opened here; open the address yourself")
 
 
-def _brought_up(name: str) -> Cluster:
+def _brought_up(name: str, *, containers: bool = False) -> Cluster:
     """Load a cluster that must have been brought up from this checkout."""
-    cluster = _load(name)
+    cluster = _load(name, containers=containers)
     if not (cluster.state_dir / "secrets.yml").exists():
         raise NoClusterError(
             f"cluster {cluster.name!r} was never brought up from this checkout",

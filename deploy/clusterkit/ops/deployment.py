@@ -14,26 +14,43 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clusterkit.ops import clusterfiles, needs, playbook, probing, release, status, topology
+from clusterkit.ops import (
+    addresses,
+    clusterfiles,
+    flower,
+    needs,
+    network,
+    pki,
+    playbook,
+    probing,
+    release,
+    status,
+    topology,
+)
+from clusterkit.ops import bundle as bundles
 from clusterkit.ops import secrets as secret_store
 from clusterkit.ops.broker import Broker
 from clusterkit.ops.errors import ClusterUnhealthyError, PreflightError
+from clusterkit.ops.needs import HostFacts
 from clusterkit.ops.progress import Progress
+from clusterkit.ops.result_acl import RESULT_MATRIX
 from clusterkit.ops.status import NodeStatus, ServiceStatus, Status
 from clusterkit.runtime import client
-from clusterkit.runtime.errors import ClusterUnreachableError
+from clusterkit.runtime.errors import BadInputError, ClusterUnreachableError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from datetime import datetime
 
     from celery import Celery
     from rich.console import Console
 
     from clusterkit.ops.model import Cluster
+    from clusterkit.ops.pki import Pki
     from clusterkit.ops.probing import Probes
     from clusterkit.ops.secrets import Secrets
 
-_BUILD, _PROBE = "App release", "Probe tasks"
+_PREFLIGHT, _BUILD, _PROBE = "Preflight", "App release", "Probe tasks"
 #: Seconds within which every worker node has to answer a probe on each of its queues.
 PROBE_DEADLINE = 60.0
 
@@ -47,24 +64,34 @@ class Deployed:
     release: str
     nodes: tuple[NodeStatus, ...]
     probes: Probes
+    changed_hosts: tuple[str, ...]
 
 
-def up(cluster: Cluster, console: Console) -> Deployed:
+def up(cluster: Cluster, console: Console, bundle: Path | None = None) -> Deployed:
     """Make the hosts what the inventory says, and prove it with a probe per queue and worker node.
 
+    ``bundle`` is an archive of the distribution's packages for hosts that reach no registry.
+
     Raises:
-        ReleaseError: the app could not be built or imported; no service was touched.
         PreflightError: a host is not fit; nothing was changed.
+        ReleaseError: the app could not be built or imported; no service was touched.
         DeployError: a step failed.
         ClusterUnhealthyError: a worker node did not answer its probes.
     """
-    secrets = secret_store.ensure(cluster.state_dir / "secrets.yml")
-    phases = [_BUILD, *playbook.phases(cluster, "up"), _PROBE]
-    with _alone(cluster), Progress(f"cluster {cluster.name}: up", phases, console) as progress:
+    if bundle:
+        bundles.read(bundle)
+    cluster = addresses.resolved(cluster)
+    phases = [_PREFLIGHT, _BUILD, *playbook.phases(cluster, "up"), _PROBE]
+    with alone(cluster), Progress(f"cluster {cluster.name}: up", phases, console) as progress:
+        hosts = _preflight(cluster, progress)
         progress.start(_BUILD)
-        built = release.build(cluster, progress.doing)
-        outcome = playbook.run(cluster, "up", _variables(cluster, secrets, built), progress)
-        _write_cluster_files(cluster, secrets, _manifest(outcome))
+        keys = _keys(cluster)
+        built = release.build(cluster, {_target(host) for host in hosts.values()}, progress.doing)
+        variables = _variables(cluster, keys, built, hosts)
+        if bundle:
+            variables["cluster_bundle"] = str(bundle.resolve())
+        outcome = playbook.run(cluster, "up", variables, progress)
+        _write_cluster_files(cluster, keys, _manifest(outcome))
         progress.start(_PROBE)
         app = operator_app(cluster)
         probes = probing.probe(app, cluster, deadline=PROBE_DEADLINE, report=progress.doing)
@@ -73,13 +100,109 @@ def up(cluster: Cluster, console: Console) -> Deployed:
                 "not every worker node answered:\n  " + "\n  ".join(probes.describe_missing()),
                 next_step=f"make cluster-status CLUSTER={cluster.name}; cluster-logs says why",
             )
-        return Deployed(progress.changes, progress.seconds, built.id, status.nodes(cluster, app), probes)
+        return Deployed(
+            progress.changes,
+            progress.seconds,
+            built.id,
+            status.nodes(cluster, app),
+            probes,
+            outcome.changed_hosts(),
+        )
+
+
+def preflight(cluster: Cluster, console: Console) -> dict[str, HostFacts]:
+    """Look for everything that would keep the cluster from coming up; change nothing.
+
+    Raises:
+        PreflightError: has every problem of every host, each with the way out.
+    """
+    cluster = addresses.resolved(cluster)
+    with Progress(f"cluster {cluster.name}: preflight", [_PREFLIGHT], console) as progress:
+        return _preflight(cluster, progress)
+
+
+def _preflight(cluster: Cluster, progress: Progress) -> dict[str, HostFacts]:
+    variables = {
+        **_base_variables(cluster),
+        "cluster_ports": needs.ports(cluster),
+        "cluster_packages": needs.packages(cluster),
+        "cluster_variables_file": cluster.ports_place,
+    }
+    outcome = playbook.run(cluster, "preflight", variables, progress)
+    return {name: HostFacts.of(result) for name, result in outcome.of(needs.PREFLIGHT_TASK).items()}
+
+
+def _target(facts: HostFacts) -> release.Target:
+    return release.Target(python=facts.python, machine=facts.machine)
+
+
+def rotate(cluster: Cluster, console: Console, *, authority: bool = False) -> dict[str, datetime]:
+    """Replace every host's certificate, or with ``authority`` the authority too; return when they end.
+
+    Servers take new certificates while they run, so no connection is cut. Another authority is trusted by
+    every host before the first certificate of it is shown; interrupted, a rerun goes on with its steps.
+
+    Raises:
+        PreflightError: the cluster is private to this machine and has no certificates.
+        DeployError: a step failed.
+    """
+    if not cluster.tls:
+        raise PreflightError(
+            f"cluster {cluster.name!r} is private to this machine and has no certificates",
+            next_step="CLUSTER= names another cluster",
+        )
+    cluster = addresses.resolved(cluster)
+    directory, wanted = cluster.state_dir / "pki", addresses.identities(cluster)
+    names = [_PREFLIGHT, *playbook.phases(cluster, "rotate")]
+    with alone(cluster), Progress(f"cluster {cluster.name}: rotate", names, console) as progress:
+        hosts = _preflight(cluster, progress)
+        certificates = pki.rotate(directory, wanted, ca=authority)
+        while True:
+            keys = _Keys(secret_store.ensure(cluster.state_dir / "secrets.yml"), certificates)
+            playbook.run(cluster, "rotate", _server_variables(cluster, keys, hosts), progress)
+            _write_authority(cluster, certificates)
+            if certificates.step == "settled":
+                break
+            certificates = pki.advance(directory, wanted, certificates)
+        if authority:
+            # Flower reads whom to trust when it starts; nothing waits for it.
+            variables = {**_base_variables(cluster), "cluster_services": flower.services(cluster)}
+            playbook.run(cluster, "restart", variables, progress)
+    return certificates.expires()
+
+
+def remove_broker(cluster: Cluster, host: str, console: Console) -> None:
+    """Take ``host`` out of the brokers' cluster: its queues' members, its membership, its data.
+
+    The host may be dead, and may have left the inventory already. To replace it under its own name,
+    ``up`` has it join again without data.
+
+    Raises:
+        BadInputError: there is no such host, or it is the only broker.
+        DeployError: the others would lose a queue's quorum; nothing was changed.
+    """
+    cluster = addresses.resolved(cluster)
+    others = [name for name in cluster.group("brokers") if name != host]
+    if not others:
+        raise BadInputError(
+            f"{host!r} is the only broker of cluster {cluster.name!r}", next_step="make cluster-destroy"
+        )
+    with (
+        alone(cluster),
+        Progress(
+            f"cluster {cluster.name}: remove broker {host}",
+            playbook.phases(cluster, "broker_remove"),
+            console,
+        ) as progress,
+    ):
+        variables = {**_server_variables(cluster, _keys(cluster), {}), "broker_host": host}
+        playbook.run(cluster, "broker_remove", variables, progress)
 
 
 def down(cluster: Cluster, console: Console) -> None:
     """Stop every service; what they have on disk stays."""
     with (
-        _alone(cluster),
+        alone(cluster),
         Progress(f"cluster {cluster.name}: down", playbook.phases(cluster, "down"), console) as progress,
     ):
         playbook.run(cluster, "down", _base_variables(cluster), progress)
@@ -88,33 +211,48 @@ def down(cluster: Cluster, console: Console) -> None:
 def destroy(cluster: Cluster, console: Console) -> None:
     """Stop every service and remove all that was made for the cluster, its messages and secrets too."""
     if cluster.state_dir.exists() or cluster.home.exists():
-        down(cluster, console)
-    for directory in (cluster.home, cluster.state_dir):
-        shutil.rmtree(directory, ignore_errors=True)
+        with (
+            alone(cluster),
+            Progress(
+                f"cluster {cluster.name}: destroy", playbook.phases(cluster, "destroy"), console
+            ) as progress,
+        ):
+            playbook.run(cluster, "destroy", _base_variables(cluster), progress)
+    if not cluster.tls:  # on hosts the playbook has removed it; here it is also where Ansible worked
+        shutil.rmtree(cluster.home, ignore_errors=True)
+    shutil.rmtree(cluster.state_dir, ignore_errors=True)
 
 
 def restart(cluster: Cluster, services: list[str], console: Console) -> list[str]:
     """Restart ``services`` (all, when the list is empty) one after the other; return their names."""
     with (
-        _alone(cluster),
+        alone(cluster),
         Progress(
             f"cluster {cluster.name}: restart", playbook.phases(cluster, "restart"), console
         ) as progress,
     ):
         outcome = playbook.run(
-            cluster, "restart", {**_base_variables(cluster), "service_names": services}, progress
+            cluster, "restart", {**_base_variables(cluster), "cluster_services": services}, progress
         )
     return [name for result in outcome.all() for name in result.get("affected", ())]
 
 
+def ask(cluster: Cluster, name: str, variables: dict[str, Any]) -> playbook.Outcome:
+    """Run a playbook that only looks; hosts that cannot be reached are in the outcome's failures."""
+    return playbook.run(cluster, name, {**_base_variables(cluster), **variables}, partial=True)
+
+
 def services(cluster: Cluster) -> tuple[ServiceStatus, ...]:
-    """Return the services of every host as its service manager sees them."""
-    outcome = playbook.run(cluster, "status", _base_variables(cluster))
-    return tuple(
+    """Return the services of every host as its service manager sees them; a host that is away is one line."""
+    outcome = ask(cluster, "status", {})
+    found = [
         ServiceStatus(host, service["name"], service["state"].lower(), service["pid"], service["uptime"])
         for host, result in outcome.of("Keep the status").items()
         for service in result["ansible_facts"]["service_status"]
-    )
+    ]
+    away = [ServiceStatus(failure.host, "host", "unreachable", 0, 0) for failure in outcome.failures]
+    order = list(cluster.hosts)
+    return tuple(sorted([*found, *away], key=lambda service: order.index(service.host)))
 
 
 def operator_app(cluster: Cluster) -> Celery:
@@ -128,13 +266,19 @@ def operator_app(cluster: Cluster) -> Celery:
 
 def status_of(cluster: Cluster) -> Status:
     """Return the state of ``cluster``; of its services alone, when broker or result store do not answer."""
-    secrets = secret_store.ensure(cluster.state_dir / "secrets.yml")
     found = services(cluster)
     try:
-        with Broker(status.urls(cluster)["rabbitmq"], "monitor", secrets.broker["monitor"]) as broker:
+        with monitor(cluster) as broker:
             return status.collect(cluster, operator_app(cluster), broker, found)
     except ClusterUnreachableError as error:
         return status.unreachable(cluster, found, error)
+
+
+def monitor(cluster: Cluster) -> Broker:
+    """Return RabbitMQ's HTTP API as the user that may look and change nothing."""
+    password = secret_store.ensure(cluster.state_dir / "secrets.yml").broker["monitor"]
+    ca_file = str(cluster.state_dir / clusterfiles.CA_FILE) if cluster.tls else ""
+    return Broker(status.broker_urls(cluster), "monitor", password, ca_file)
 
 
 def check(cluster: Cluster, deadline: float) -> Probes:
@@ -143,7 +287,7 @@ def check(cluster: Cluster, deadline: float) -> Probes:
 
 
 @contextlib.contextmanager
-def _alone(cluster: Cluster) -> Iterator[None]:
+def alone(cluster: Cluster) -> Iterator[None]:
     """Keep two commands from changing a cluster at the same time.
 
     Raises:
@@ -165,21 +309,54 @@ def _alone(cluster: Cluster) -> Iterator[None]:
         yield
 
 
-def _variables(cluster: Cluster, secrets: Secrets, built: release.Release) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _Keys:
+    """What a deployment needs of the control machine's secrets: passwords, and certificates on hosts."""
+
+    secrets: Secrets
+    pki: Pki | None
+
+
+def _keys(cluster: Cluster) -> _Keys:
+    secrets = secret_store.ensure(cluster.state_dir / "secrets.yml")
+    certificates = (
+        pki.ensure(cluster.state_dir / "pki", addresses.identities(cluster)) if cluster.tls else None
+    )
+    return _Keys(secrets, certificates)
+
+
+def _variables(
+    cluster: Cluster, keys: _Keys, built: release.Release, hosts: dict[str, HostFacts]
+) -> dict[str, Any]:
     files = {
-        role: clusterfiles.to_json(clusterfiles.cluster_file(cluster, secrets, role))
+        role: clusterfiles.to_json(clusterfiles.cluster_file(cluster, keys.secrets, role))
         for role in clusterfiles.ROLES_ON_HOSTS
     }
     return {
-        **_base_variables(cluster),
+        **_server_variables(cluster, keys, hosts),
         "cluster_files": files,
-        "cluster_secrets": secrets.to_ansible(),
-        "cluster_definitions": topology.definitions(cluster, secrets),
+        "cluster_release": {
+            "id": built.id,
+            "archives": {name: str(built.archives[_target(facts)]) for name, facts in hosts.items()},
+        },
+    }
+
+
+def _server_variables(cluster: Cluster, keys: _Keys, hosts: dict[str, HostFacts]) -> dict[str, Any]:
+    return {
+        **_base_variables(cluster),
+        "cluster_secrets": keys.secrets.to_ansible(),
+        "cluster_pki": keys.pki.to_ansible() if keys.pki else {"ca": "", "hosts": {}},
+        "cluster_definitions": topology.definitions(cluster, keys.secrets),
         "cluster_consumer_timeout": topology.consumer_timeout_ms(cluster),
-        "cluster_ports": needs.ports(cluster),
+        "cluster_broker_members": topology.members(cluster),
+        "cluster_result_users": [rights.to_ansible() for rights in RESULT_MATRIX],
+        "cluster_flower": flower.to_ansible(cluster, keys.secrets),
+        "cluster_control_addresses": {name: facts.control_address for name, facts in hosts.items()},
+        "cluster_names": network.names(cluster),
+        "cluster_openings": network.firewall(cluster),
         "cluster_packages": needs.packages(cluster),
-        "cluster_variables_file": cluster.ports_place,
-        "cluster_release": {"id": built.id, "archive": str(built.archive)},
+        "cluster_bundle": "",
     }
 
 
@@ -194,6 +371,8 @@ def _base_variables(cluster: Cluster) -> dict[str, Any]:
     if cluster.service_backend == "supervisor":
         # Private to the checkout means Ansible's scratch files too.
         variables["ansible_remote_tmp"] = str(cluster.state_dir / "ansible" / "tmp")
+    else:
+        variables["ansible_become"] = True
     return variables
 
 
@@ -203,8 +382,14 @@ def _manifest(outcome: playbook.Outcome) -> dict[str, str | None]:
     return tasks
 
 
-def _write_cluster_files(cluster: Cluster, secrets: Secrets, tasks: dict[str, str | None]) -> None:
-    producer = clusterfiles.cluster_file(cluster, secrets, "producer", tasks)
-    operator = clusterfiles.cluster_file(cluster, secrets, "operator", tasks)
+def _write_cluster_files(cluster: Cluster, keys: _Keys, tasks: dict[str, str | None]) -> None:
+    if keys.pki:
+        _write_authority(cluster, keys.pki)
+    producer = clusterfiles.cluster_file(cluster, keys.secrets, "producer", tasks)
+    operator = clusterfiles.cluster_file(cluster, keys.secrets, "operator", tasks)
     clusterfiles.write(producer, cluster.state_dir / "client.json")
     clusterfiles.write(operator, cluster.state_dir / "operator.json")
+
+
+def _write_authority(cluster: Cluster, certificates: Pki) -> None:
+    (cluster.state_dir / clusterfiles.CA_FILE).write_text(certificates.ca, encoding="utf-8")

@@ -15,11 +15,12 @@ if TYPE_CHECKING:
 
     from clusterkit.ops.yamlsource import Document, KeyPath
 
-#: Groups that can only have one host today, and why.
-SINGLE_HOST_GROUPS: Final[dict[str, str]] = {
-    "brokers": "brokers are not joined into one yet",
-    "results": "the result store is not replicated yet",
-}
+#: Groups whose hosts decide by majority, and how many they may be. An even number survives no more lost
+#: hosts than one less; RabbitMQ advises against more than 7 members of a quorum queue.
+MAJORITY_GROUPS: Final[dict[str, tuple[int, ...]]] = {"brokers": (1, 3, 5, 7), "results": (1, 3, 5)}
+
+#: The kit's own variable of a host.
+ADDRESS_VARIABLE: Final = "cluster_address"
 
 _SECTIONS = ("hosts", "children", "vars")
 _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
@@ -47,7 +48,9 @@ def parse(document: Document) -> HostGroups:
     return HostGroups(*reader.resolve(), problems=reader.problems)
 
 
-def only_ansible_variables(document: Document, value: Any, path: KeyPath, place: str) -> Iterator[Problem]:
+def only_ansible_variables(
+    document: Document, value: Any, path: KeyPath, place: str, besides: tuple[str, ...] = ()
+) -> Iterator[Problem]:
     """Yield a problem for each variable below ``path`` that is not Ansible's own (`ansible_*`)."""
     if value is None:
         return
@@ -55,7 +58,7 @@ def only_ansible_variables(document: Document, value: Any, path: KeyPath, place:
         yield Problem(document.positions[path], path, "must be a mapping of variables")
         return
     for key in value:
-        if not key.startswith("ansible_"):
+        if not key.startswith("ansible_") and key not in besides:
             yield Problem(
                 document.positions[*path, key],
                 (*path, key),
@@ -85,6 +88,10 @@ def expand(pattern: str) -> list[str]:
         for number in numbers
         for name in expand(f"{pattern[: match.start()]}{number:0{width}d}{pattern[match.end() :]}")
     ]
+
+
+def _address(variables: dict[str, Any]) -> Any:
+    return variables.get(ADDRESS_VARIABLE, variables.get("ansible_host"))
 
 
 class _Reader:
@@ -144,9 +151,15 @@ class _Reader:
         except ValueError as error:
             self._complain(path, str(error))
             return
-        self.problems += only_ansible_variables(self.document, variables, path, "in hosts.yml")
-        address = variables.get("ansible_host") if isinstance(variables, dict) else None
+        self.problems += only_ansible_variables(
+            self.document, variables, path, "in hosts.yml", besides=(ADDRESS_VARIABLE,)
+        )
+        address = _address(variables) if isinstance(variables, dict) else None
         for name in names:
+            if name in GROUPS:
+                self._complain(
+                    path, f"{name!r} is what the hosts call the whole group: name the host otherwise"
+                )
             self.direct[group][name] = None
             self.host_places.setdefault(name, path)
             if isinstance(address, str) and "{{" not in address:
@@ -181,10 +194,11 @@ class _Reader:
             self.problems.append(Problem(Position(self.document.file), (), message))
         elif not hosts and not self._complained_below(self.places[group]):
             self._complain(self.places[group], "the group has no hosts")
-        elif group in SINGLE_HOST_GROUPS and len(hosts) > 1:
-            why = SINGLE_HOST_GROUPS[group]
+        elif group in MAJORITY_GROUPS and len(hosts) not in MAJORITY_GROUPS[group]:
+            allowed = " or ".join(map(str, MAJORITY_GROUPS[group]))
             self._complain(
-                self.places[group], f"has {len(hosts)} hosts ({', '.join(hosts)}), must have one: {why}"
+                self.places[group],
+                f"has {len(hosts)} hosts ({', '.join(hosts)}), must have {allowed}: they decide by majority",
             )
 
     def _complained_below(self, path: KeyPath) -> bool:

@@ -1,67 +1,91 @@
-"""Shows the services' logs of a cluster that runs on this machine."""
+"""Shows what the services of every host logged, wherever their host keeps it: the journal or a file."""
 
 from __future__ import annotations
 
 import time
-from collections import deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Final
 
 from rich.text import Text
 
+from clusterkit.ops import deployment
 from clusterkit.ops.suggest import did_you_mean
 from clusterkit.runtime.errors import BadInputError
 
 if TYPE_CHECKING:
-    from pathlib import Path
-    from typing import TextIO
-
     from rich.console import Console
 
     from clusterkit.ops.model import Cluster
 
-#: Seconds between two looks at the files.
-_INTERVAL = 0.3
-_COLOURS = ("cyan", "magenta", "green", "yellow", "blue", "red")
+#: Seconds between two looks at the hosts.
+_INTERVAL: Final = 1.0
+#: Most lines of a service that one look fetches while following.
+_BURST: Final = 1_000
+_COLOURS: Final = ("cyan", "magenta", "green", "yellow", "blue", "red")
+#: The task of role service whose result has the lines.
+_TASK: Final = "Read the logs"
 
 
 def show(cluster: Cluster, service: str, *, lines: int, follow: bool, console: Console) -> None:
     """Print the last ``lines`` of each service's log (of ``service`` alone, if given); then go on, if asked.
 
     Raises:
-        BadInputError: there is no log of that service.
+        BadInputError: no host has a service of that name.
     """
-    files = {path.stem: path for path in sorted((cluster.home / "log").glob("*.log"))}
-    if service:
-        if service not in files:
-            raise BadInputError(
-                f"no service {service!r} has a log.{did_you_mean(service, files)}",
-                next_step=f"services: {', '.join(files) or 'none; the cluster was never up'}",
-            )
-        files = {service: files[service]}
-    colours = {name: _COLOURS[number % len(_COLOURS)] for number, name in enumerate(files)}
-    width = max(map(len, files), default=0)
-
-    def say(name: str, line: str) -> None:
-        prefix = Text(f"{name:{width}} | ", style=colours[name])
-        console.print(prefix + Text(line.rstrip("\n")), soft_wrap=True)
-
-    ends: dict[str, TextIO] = {}
-    for name, path in files.items():
-        file = path.open(encoding="utf-8", errors="replace")
-        for line in deque(file, maxlen=lines):
-            say(name, line)
-        ends[name] = file
+    found = _read(cluster, service, lines, {})
+    known = sorted({name for result in found.values() for name in result["services"]})
+    if service and service not in known:
+        raise BadInputError(
+            f"no service {service!r} has a log. {did_you_mean(service, known)}",
+            next_step=f"services: {', '.join(known) or 'none; the cluster was never up'}",
+        )
+    printer = _Printer(console, several_hosts=len(cluster.hosts) > 1)
+    printer.show(found)
+    cursors = _cursors(found)
     while follow:
-        for name, path in files.items():
-            ends[name] = _after_rotation(ends[name], path)
-            for line in ends[name]:
-                say(name, line)
         time.sleep(_INTERVAL)
+        found = _read(cluster, service, _BURST, cursors)
+        printer.show(found)
+        cursors = {host: cursors.get(host, {}) | new for host, new in _cursors(found).items()}
 
 
-def _after_rotation(file: TextIO, path: Path) -> TextIO:
-    """Return ``file``, or the new one at ``path`` when the old was rotated away."""
-    if path.exists() and path.stat().st_size >= file.tell():
-        return file
-    file.close()
-    return path.open(encoding="utf-8", errors="replace")
+def _read(
+    cluster: Cluster, service: str, lines: int, cursors: dict[str, dict[str, str]]
+) -> dict[str, dict[str, Any]]:
+    """Return host -> what its logs have; a host that cannot be reached is left out."""
+    variables = {
+        "service_names": [service] if service else [],
+        "service_log_lines": lines,
+        "service_log_cursors": cursors,
+    }
+    return deployment.ask(cluster, "logs", variables).of(_TASK)
+
+
+def _cursors(found: dict[str, dict[str, Any]]) -> dict[str, dict[str, str]]:
+    return {
+        host: {log["service"]: log["cursor"] for log in result["logs"] if log["cursor"]}
+        for host, result in found.items()
+    }
+
+
+class _Printer:
+    """Prints lines behind their service's name, in a colour of its own."""
+
+    def __init__(self, console: Console, *, several_hosts: bool) -> None:
+        self._console = console
+        self._several_hosts = several_hosts
+        self._colours: dict[str, str] = {}
+
+    def show(self, found: dict[str, dict[str, Any]]) -> None:
+        """Print all lines of one look."""
+        logs = [
+            (f"{log['service']}@{host}" if self._several_hosts else log["service"], log["lines"])
+            for host, result in sorted(found.items())
+            for log in result["logs"]
+        ]
+        for name, _ in logs:
+            self._colours.setdefault(name, _COLOURS[len(self._colours) % len(_COLOURS)])
+        width = max(map(len, self._colours), default=0)
+        for name, lines in logs:
+            for line in lines:
+                prefix = Text(f"{name:{width}} | ", style=self._colours[name])
+                self._console.print(prefix + Text(line), soft_wrap=True)

@@ -16,7 +16,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from clusterkit.ops.suggest import say
 
 Pool = Literal["prefork", "threads", "gevent", "eventlet", "solo"]
-Backend = Literal["systemd", "supervisor"]
+Backend = Literal["systemd", "supervisor", "compose"]
 LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"]
 Group = Literal["brokers", "results", "workers", "schedulers", "monitors"]
 
@@ -30,8 +30,29 @@ PORT_OFFSETS: Final[dict[str, int]] = {
     "management": 674,
     "epmd": 369,
     "results": 379,
+    "sentinel": 380,
     "flower": 555,
+    "flower_viewer": 556,
+    "flower_admin": 557,
 }
+#: The ports that people and their tools know, with TLS; for hosts, unless `port_base` is given.
+STANDARD_PORTS: Final[dict[str, int]] = {
+    "amqp": 5_671,
+    "distribution": 25_672,
+    "management": 15_671,
+    "epmd": 4_369,
+    "results": 6_379,
+    "sentinel": 26_379,
+    "flower": 443,
+    "flower_viewer": 5_555,
+    "flower_admin": 5_556,
+}
+#: Seconds a worker has to stop, where a person waits for it at the terminal.
+LOCAL_STOP_TIMEOUT: Final = 60
+#: Seconds on top of a task's own time limit until its worker is ended by force.
+STOP_MARGIN: Final = 30
+#: The domain below which the hosts of a cluster know each other; reserved for private use (ICANN, 2024).
+INTERNAL_DOMAIN: Final = "internal"
 DEFAULT_PORT_BASE: Final = 24_000
 HIGHEST_PORT: Final = 65_535
 LOWEST_PORT_BASE: Final = 1_024
@@ -42,6 +63,9 @@ SYSTEM_HOME: Final = Path("/opt/clusterkit")
 _NAME = re.compile(r"[a-z][a-z0-9_-]{0,39}")
 _APP = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 _GIT_URL = re.compile(r"git\+(https?|ssh|file)://\S+")
+_SIZE = re.compile(r"[1-9]\d*[KMG]")
+_PERCENT = re.compile(r"[1-9]\d*%")
+_CPU_LIST = re.compile(r"\d+(-\d+)?(,\d+(-\d+)?)*")
 #: Names the kit or Celery uses for something else on the same broker.
 _RESERVED_QUEUES = re.compile(r"celeryev|celery_delayed_.*")
 
@@ -88,6 +112,32 @@ def _ip_address(value: str) -> str:
         ipaddress.ip_address(value)
     except ValueError:
         raise ValueError(f"{value!r} is no IP address") from None
+    return value
+
+
+def _network(value: str) -> str:
+    try:
+        ipaddress.ip_network(value)
+    except ValueError as error:
+        raise ValueError(f"{error}: write an address range such as 10.0.0.0/24, or one address") from None
+    return value
+
+
+def _size(value: str) -> str:
+    if not _SIZE.fullmatch(value):
+        raise ValueError(f"{value!r} is no size: a number with K, M or G, such as 512M")
+    return value
+
+
+def _cpu_quota(value: str) -> str:
+    if not _PERCENT.fullmatch(value):
+        raise ValueError(f"{value!r} is no share of processor time: write a percentage; 200% are two cores")
+    return value
+
+
+def _cpu_list(value: str) -> str:
+    if not _CPU_LIST.fullmatch(value):
+        raise ValueError(f"{value!r} is no list of processor cores: write 0-3 or 0,2")
     return value
 
 
@@ -187,6 +237,18 @@ class WorkerNode(Model):
     max_memory_per_child: int | None = Field(default=None, ge=1)
     """KiB of memory above which a pool process is replaced after its task. Only for prefork."""
 
+    cpu_affinity: Annotated[str, AfterValidator(_cpu_list)] | None = None
+    """Processor cores the node may use, such as `0-3` or `0,2`; `concurrency: auto` counts these. Only with
+    systemd."""
+
+    cpu_quota: Annotated[str, AfterValidator(_cpu_quota)] | None = None
+    """Share of processor time the node may use; `200%` are two cores, and `concurrency: auto` counts two.
+    Only with systemd."""
+
+    memory_max: Annotated[str, AfterValidator(_size)] | None = None
+    """Memory of the whole node, such as `2G`; the kernel ends a process beyond it, and its task runs again.
+    Only with systemd."""
+
     @model_validator(mode="before")
     @classmethod
     def _fill_in(cls, data: Any) -> Any:
@@ -199,13 +261,30 @@ class WorkerNode(Model):
         """What `concurrency: auto` means for this node's pool."""
         return AUTO_CONCURRENCY[self.pool]
 
+    @property
+    def most_cores(self) -> int | None:
+        """Processor cores the node may use at most; None: all of its host's."""
+        limits = []
+        if self.cpu_affinity:
+            ranges = [part.partition("-") for part in self.cpu_affinity.split(",")]
+            limits.append(
+                len({core for low, _, high in ranges for core in range(int(low), int(high or low) + 1)})
+            )
+        if self.cpu_quota:
+            limits.append(max(int(self.cpu_quota.removesuffix("%")) // 100, 1))
+        return min(limits, default=None)
+
     def concurrency_on(self, cores: int) -> int:
         """Return the number of tasks that run at once on a host with ``cores`` processor cores."""
+        cores = min(cores, self.most_cores or cores)
         return self.auto_concurrency.on(cores) if self.concurrency == "auto" else self.concurrency
 
 
 class Ports(Model):
-    """TCP ports of the cluster; each is `port_base` plus a fixed offset unless set here."""
+    """TCP ports of the cluster; each is `port_base` plus a fixed offset unless set here.
+
+    On hosts, without a `port_base`, they are the well-known ones.
+    """
 
     amqp: Port
     """AMQP, where workers and clients connect (`port_base` + 672)."""
@@ -217,8 +296,14 @@ class Ports(Model):
     """Erlang's port mapper (`port_base` + 369)."""
     results: Port
     """The result store (`port_base` + 379)."""
+    sentinel: Port
+    """Sentinel, which knows the result store's master; only with several result hosts (`port_base` + 380)."""
     flower: Port
-    """Flower's web pages (`port_base` + 555)."""
+    """Flower's web pages; on hosts nginx with TLS (`port_base` + 555)."""
+    flower_viewer: Port
+    """The read-only Flower behind nginx, on loopback; only on hosts (`port_base` + 556)."""
+    flower_admin: Port
+    """The administrators' Flower behind nginx, on loopback; only on hosts (`port_base` + 557)."""
 
 
 class Settings(Model):
@@ -233,17 +318,18 @@ class Settings(Model):
 
     service_backend: Backend = "systemd"
     """What keeps the processes running: `systemd` on hosts that boot it, `supervisor` for a cluster that
-    is private to one user."""
+    is private to one user, `compose` for containers (`make compose-up`)."""
 
     home: Path = Field(default=SYSTEM_HOME, strict=False)
     """Directory everything of the cluster lives in, relative to the checkout. Only with supervisor;
     default `.cluster/` and the cluster's name."""
 
     bind_address: Annotated[str, AfterValidator(_ip_address)] = "127.0.0.1"
-    """IP address the services listen on."""
+    """IP address the services listen on. Only with supervisor; hosts listen on their own address."""
 
-    port_base: int = Field(default=DEFAULT_PORT_BASE, ge=LOWEST_PORT_BASE, le=HIGHEST_PORT_BASE)
-    """Every port is this plus a fixed offset. Change it when a second cluster runs on the same machine."""
+    port_base: int | None = Field(default=None, ge=LOWEST_PORT_BASE, le=HIGHEST_PORT_BASE)
+    """Every port is this plus a fixed offset. Default with supervisor: 24000; on hosts the well-known ports.
+    Change it when a second cluster runs on the same machine."""
 
     ports: Annotated[Ports, BeforeValidator(_nothing_as_empty)]
     """Single ports that differ from `port_base` plus their offset."""
@@ -259,8 +345,9 @@ class Settings(Model):
     worker_nodes: tuple[WorkerNode, ...] = Field(min_length=1, strict=False)
     """The worker nodes."""
 
-    stop_timeout: int = Field(default=60, ge=1)
-    """Seconds a stopping worker may go on with its running tasks; after that they go back to their queues."""
+    stop_timeout: int | None = Field(default=None, ge=1)
+    """Seconds a stopping worker may go on with its running tasks; after that they go back to their queues.
+    Default with supervisor: 60; on hosts the node's `time_limit` and half a minute."""
 
     result_expires: int = Field(default=86_400, ge=1)
     """Seconds a task's result is kept."""
@@ -268,21 +355,31 @@ class Settings(Model):
     log_level: LogLevel = "INFO"
     """Least severe messages the services log."""
 
+    client_networks: Annotated[tuple[Annotated[str, AfterValidator(_network)], ...], Field(strict=False)] = ()
+    """Address ranges from which clients may reach the broker, the result store and Flower, besides the
+    machine that runs `make`. Only on hosts, where a firewall keeps everybody else out."""
+
+    firewall: bool = True
+    """Whether hosts get firewall rules for the cluster's ports (nftables). Only on hosts."""
+
     @model_validator(mode="before")
     @classmethod
     def _fill_in_ports(cls, data: Any) -> Any:
         if not isinstance(data, dict):
             return data
-        base, ports = data.get("port_base", DEFAULT_PORT_BASE), data.get("ports")
-        if not isinstance(base, int) or not LOWEST_PORT_BASE <= base <= HIGHEST_PORT_BASE:
-            base = DEFAULT_PORT_BASE  # complained about as port_base, not once more as each port
+        ports = data.get("ports")
         if ports is None or isinstance(ports, dict):
-            data = {**data, "ports": ports_from(base) | (ports or {})}
+            data = {**data, "ports": default_ports(data) | (ports or {})}
         return data
 
 
-def ports_from(base: int) -> dict[str, int]:
-    """Return every port as ``base`` plus its offset."""
+def default_ports(settings: dict[str, Any]) -> dict[str, int]:
+    """Return every port as ``settings``, as written, place them without their own key `ports`."""
+    base = settings.get("port_base")
+    if base is None and settings.get("service_backend", "systemd") == "systemd":
+        return STANDARD_PORTS
+    if not isinstance(base, int) or not LOWEST_PORT_BASE <= base <= HIGHEST_PORT_BASE:
+        base = DEFAULT_PORT_BASE  # a wrong one is complained about as port_base, not once more as each port
     return {name: base + offset for name, offset in PORT_OFFSETS.items()}
 
 
@@ -303,7 +400,7 @@ class Host(Model):
     groups: tuple[Group, ...]
     """Groups the host belongs to."""
     address: str
-    """Where Ansible reaches it: `ansible_host`, or the name."""
+    """Where the other hosts and clients reach it: `cluster_address`, or `ansible_host`, or the name."""
 
 
 class Cluster(Settings):
@@ -334,9 +431,31 @@ class Cluster(Settings):
         """Where the app comes from."""
         return app_source(self.app_source, self.root)
 
+    @property
+    def tls(self) -> bool:
+        """Whether everything that goes over the network is encrypted: on hosts, not on one's own loopback."""
+        return self.service_backend == "systemd"
+
+    @property
+    def sentinel(self) -> bool:
+        """Whether the result store is replicated, and Sentinel says which of its servers is the master."""
+        return len(self.group("results")) > 1
+
+    def internal_name(self, name: str) -> str:
+        """Return the name a host, or a group as a whole (`brokers`), has for the cluster's other hosts."""
+        return f"{name}.{self.name.replace('_', '-')}.{INTERNAL_DOMAIN}"
+
+    def listen_address(self, host: str) -> str:
+        """Return the IP address on which the services of ``host`` listen."""
+        return self.bind_address if self.service_backend == "supervisor" else self.hosts[host].address
+
     def group(self, name: Group) -> tuple[str, ...]:
         """Return the names of the hosts in the group ``name``."""
         return self.members[name]
+
+    def stop_timeout_of(self, node: WorkerNode) -> int:
+        """Return the seconds ``node`` may take to stop."""
+        return self.stop_timeout or (node.time_limit + STOP_MARGIN if self.tls else LOCAL_STOP_TIMEOUT)
 
     def nodes_on(self, host: str) -> tuple[WorkerNode, ...]:
         """Return the worker nodes that run on ``host``."""
@@ -352,9 +471,18 @@ class Cluster(Settings):
             **self.model_dump(mode="json", exclude={"warnings", "members", "ports_place"}),
             "state_dir": str(self.state_dir),
             "app": self.app.model_dump(mode="json"),
+            "tls": self.tls,
+            "sentinel": self.sentinel,
+            "addresses": {name: self.listen_address(name) for name in self.hosts},
+            "internal_names": {name: self.internal_name(name) for name in (*self.hosts, *GROUPS)},
             "groups": {name: list(hosts) for name, hosts in self.members.items()},
             "worker_nodes": [
-                {**node.model_dump(mode="json"), "auto_concurrency": node.auto_concurrency.model_dump()}
+                {
+                    **node.model_dump(mode="json"),
+                    "auto_concurrency": node.auto_concurrency.model_dump(),
+                    "most_cores": node.most_cores,
+                    "stop_timeout": self.stop_timeout_of(node),
+                }
                 for node in self.worker_nodes
             ],
             "expected_nodes": [name for name, _ in self.expected_nodes()],

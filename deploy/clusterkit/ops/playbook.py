@@ -34,11 +34,24 @@ class Outcome:
     """What a playbook run left behind: results by task name and host, and what failed."""
 
     results: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
-    failures: list[_Failure] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
 
     def all(self) -> list[dict[str, Any]]:
         """Return every result of every task on every host."""
         return [result for by_host in self.results.values() for result in by_host.values()]
+
+    def changed_hosts(self) -> tuple[str, ...]:
+        """Return the hosts on which something was changed."""
+        return tuple(
+            sorted(
+                {
+                    host
+                    for by_host in self.results.values()
+                    for host, result in by_host.items()
+                    if result.get("changed")
+                }
+            )
+        )
 
     def of(self, task: str) -> dict[str, dict[str, Any]]:
         """Return the results of ``task``, host -> result."""
@@ -46,7 +59,9 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class _Failure:
+class Failure:
+    """A task that failed on a host, or a host that could not be reached."""
+
     task: str
     host: str
     result: dict[str, Any]
@@ -60,15 +75,25 @@ class _Failure:
 
 
 def phases(cluster: Cluster, playbook: str) -> list[str]:
-    """Return the names of a playbook's plays, which are its phases."""
-    plays = yaml.safe_load(_path(cluster, playbook).read_text(encoding="utf-8"))
-    return [play["name"] for play in plays]
+    """Return the names of a playbook's plays, those of imported ones too: they are its phases."""
+    names: list[str] = []
+    for play in yaml.safe_load(_path(cluster, playbook).read_text(encoding="utf-8")):
+        imported = play.get("ansible.builtin.import_playbook")
+        names += phases(cluster, imported.removesuffix(".yml")) if imported else [play["name"]]
+    return names
 
 
 def run(
-    cluster: Cluster, playbook: str, variables: dict[str, Any], progress: Progress | None = None
+    cluster: Cluster,
+    playbook: str,
+    variables: dict[str, Any],
+    progress: Progress | None = None,
+    *,
+    partial: bool = False,
 ) -> Outcome:
     """Run ``playbook`` (a name without ending) on the cluster's hosts with ``variables``.
+
+    With ``partial``, hosts that fail or cannot be reached are in the outcome's ``failures`` and no error.
 
     Raises:
         InterruptedByUserError: Ctrl-C.
@@ -103,7 +128,7 @@ def run(
         raise InterruptedByUserError(
             f"interrupted in the middle of {playbook}", next_step="running it again goes on where it stopped"
         )
-    if runner.status != "successful":
+    if runner.status != "successful" and not (partial and outcome.failures):
         raise _error(outcome, runner, playbook)
     return outcome
 
@@ -129,7 +154,7 @@ def _handle(event: dict[str, Any], outcome: Outcome, progress: Progress | None) 
         if progress and data.get("task_action", "").rpartition(".")[2] not in _NO_WORK:
             progress.done(f"{host}: {task}", changed=bool(data["res"].get("changed")))
     elif kind in {"runner_on_failed", "runner_on_unreachable"} and not data.get("ignore_errors"):
-        outcome.failures.append(_Failure(task, host, data["res"]))
+        outcome.failures.append(Failure(task, host, data["res"]))
     return True  # ansible-runner keeps the event
 
 

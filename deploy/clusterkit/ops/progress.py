@@ -77,7 +77,9 @@ class Progress:
         return sum(phase.changes for phase in self._phases)
 
     def start(self, name: str) -> None:
-        """Begin the phase ``name``, which ends the one before."""
+        """Begin the phase ``name``, which ends the one before; go on with it when it is the current one."""
+        if self._current and self._current.name == name:
+            return  # a play that takes its hosts one by one begins once for each
         self._end()
         phase = next((phase for phase in self._phases if phase.name == name), None)
         if phase is None:

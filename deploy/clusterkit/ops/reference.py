@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args, get_origin
+from typing import TYPE_CHECKING, get_args, get_origin
 
-from clusterkit.ops import inventory, topology
-from clusterkit.ops.model import PORT_OFFSETS, Ports, QueueSettings, Settings, WorkerNode
+from clusterkit.ops import inventory, network, result_acl, topology
+from clusterkit.ops.model import Ports, QueueSettings, Settings, WorkerNode
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -22,7 +22,11 @@ FOLDER = Path("docs") / "reference"
 
 def documents() -> dict[Path, str]:
     """Return each reference document's path, relative to the checkout, and its text."""
-    return {FOLDER / "inventory.md": _inventory(), FOLDER / "permissions.md": _permissions()}
+    return {
+        FOLDER / "inventory.md": _inventory(),
+        FOLDER / "permissions.md": _permissions(),
+        FOLDER / "ports.md": network.document(),
+    }
 
 
 _INVENTORY = """\
@@ -35,17 +39,17 @@ not listed is refused, with the one that was probably meant.
 Generated from the model the kit reads inventories with: `make reference`.
 """
 _PERMISSIONS = """\
-# Who may do what at the broker
+# Permissions
 
-One RabbitMQ user per role, each with the narrowest rights that work; here for the queues of the cluster
-`local`. `tests/integration/test_permissions.py` tries both sides of each against a broker.
+Who may do what at the broker, and below at the result store. One RabbitMQ user per role, each with the
+narrowest rights that work; here for the queues of the cluster `local`.
+`tests/integration/test_permissions.py` tries both sides of each against a broker.
 
 Generated from what is deployed: `make reference`.
 """
 
 
 def _inventory() -> str:
-    base = " ".join((Settings.model_fields["port_base"].description or "").split())
     parts = [
         _INVENTORY,
         "## Keys of `group_vars/all.yml`\n",
@@ -54,8 +58,9 @@ def _inventory() -> str:
         _table(WorkerNode),
         "\n## Each of `queues`\n",
         _table(QueueSettings),
-        f"\n## Ports\n\nAll TCP, bound to `bind_address`. {base}\n",
-        _ports(),
+        "\n## Each of `ports`\n",
+        _table(Ports),
+        "\nWho may connect to which: [ports](ports.md).",
     ]
     return "\n".join(parts) + "\n"
 
@@ -83,14 +88,6 @@ def _one_line(text: str | None) -> str:
     return " ".join((text or "").split()).replace("|", "\\|")
 
 
-def _ports() -> str:
-    rows = ["| name | default | what listens there |", "| --- | --- | --- |"]
-    base: Any = Settings.model_fields["port_base"].default
-    for name, offset in PORT_OFFSETS.items():
-        rows.append(f"| `{name}` | {base + offset} | {_one_line(Ports.model_fields[name].description)} |")
-    return "\n".join(rows)
-
-
 def _permissions() -> str:
     cluster = inventory.load("local", ROOT)
     parts = [_PERMISSIONS.rstrip()]
@@ -114,7 +111,26 @@ def _permissions() -> str:
             for exchange, key in rights.routing_keys.items()
         ]
         parts.append("\n".join(rows))
+    parts.append(_result_store())
     return "\n\n".join(parts) + "\n"
+
+
+_RESULT_STORE = """\
+# Who may do what at the result store
+
+In the words of Valkey's and Redis's `ACL SETUSER`; a pair of parentheses has keys and commands of its own.
+The user `default`, as whom every connection starts, is off.
+
+| user | purpose | at the servers | at Sentinel |
+| --- | --- | --- | --- |
+"""
+
+
+def _result_store() -> str:
+    return _RESULT_STORE + "\n".join(
+        f"| {one.role} | {one.purpose} | {_expression(one.rules)} | {_expression(one.sentinel or None)} |"
+        for one in result_acl.RESULT_MATRIX
+    )
 
 
 def _expression(value: str | None) -> str:

@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, get_args
 
-from clusterkit.ops.model import DEFAULT_PORT_BASE, Settings, WorkerNode, app_source, ports_from
+from clusterkit.ops.model import Backend, Settings, WorkerNode, app_source, default_ports
 from clusterkit.ops.suggest import did_you_mean
 
 if TYPE_CHECKING:
@@ -190,19 +190,44 @@ def _ports_differ(written: Written) -> Iterator[Finding]:
     own = written.raw.get("ports")
     if not isinstance(own, dict):
         return
-    ports = ports_from(written.get("port_base", int) or DEFAULT_PORT_BASE) | own
+    ports = default_ports(written.raw) | own
     for name, port in own.items():
         others = [other for other, number in ports.items() if number == port and other != name]
         if others:
             yield ("ports", name), f"{port} is the port of {' and '.join(others)} too"
 
 
-def _home_suits_the_backend(written: Written) -> Iterator[Finding]:
+#: Settings that mean something with one of the backends only, and what holds with the others.
+_ONLY_WITH: Final[dict[str, dict[str, str]]] = {
+    "supervisor": {
+        "home": "elsewhere everything has its usual place",
+        "bind_address": "hosts listen on their own address (cluster_address in hosts.yml)",
+    },
+    "systemd": {
+        "client_networks": "a private cluster has no firewall",
+        "firewall": "a private cluster has none",
+    },
+}
+_NODE_ONLY_WITH_SYSTEMD: Final = ("cpu_affinity", "cpu_quota", "memory_max")
+
+
+def _settings_suit_the_backend(written: Written) -> Iterator[Finding]:
     backend = written.get("service_backend", str)
-    if backend == "systemd" and "home" in written.raw:
+    for needed, settings in _ONLY_WITH.items():
+        for key, instead in settings.items():
+            if key in written.raw and backend in get_args(Backend) and backend != needed:
+                yield (key,), f"only works with service_backend: {needed}; {instead}"
+    for path, node in written.nodes():
+        for key in _NODE_ONLY_WITH_SYSTEMD:
+            if node.get(key) is not None and backend in {"supervisor", "compose"}:
+                yield (*path, key), "only works with service_backend: systemd"
+
+
+def _one_host_without_systemd(written: Written) -> Iterator[Finding]:
+    if written.get("service_backend", str) == "supervisor" and len(written.hosts) > 1:
         yield (
-            ("home",),
-            "only works with service_backend: supervisor; under systemd everything has its usual place",
+            ("service_backend",),
+            f"supervisor runs a private cluster on one host, not on {', '.join(written.hosts)}: use systemd",
         )
 
 
@@ -227,6 +252,7 @@ _RULES: Final[tuple[Callable[[Written], Iterator[Finding]], ...]] = (
     _soft_limit_is_sooner,
     _options_suit_the_pool,
     _ports_differ,
-    _home_suits_the_backend,
+    _settings_suit_the_backend,
+    _one_host_without_systemd,
     _app_source_exists,
 )

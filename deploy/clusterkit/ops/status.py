@@ -8,15 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from clusterkit.ops import topology
+from clusterkit.ops import flower, topology
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from celery import Celery
     from rich.console import Console
 
-    from clusterkit.ops.broker import Broker, Queue
+    from clusterkit.ops.broker import Broker, Node, Queue
     from clusterkit.ops.deployment import Deployed
     from clusterkit.ops.model import Cluster, WorkerNode
+    from clusterkit.ops.needs import HostFacts
     from clusterkit.ops.probing import Probes
     from clusterkit.runtime.errors import ClusterUnreachableError
 
@@ -58,6 +61,7 @@ class Status:
 
     cluster: str
     broker_version: str
+    brokers: tuple[Node, ...]
     nodes: tuple[NodeStatus, ...]
     queues: tuple[Queue, ...]
     services: tuple[ServiceStatus, ...]
@@ -75,19 +79,22 @@ def collect(cluster: Cluster, app: Celery, broker: Broker, services: tuple[Servi
     Raises:
         ClusterUnreachableError: RabbitMQ's HTTP API does not answer.
     """
-    alarms = broker.alarms()
+    brokers = broker.nodes()
     queues = broker.queues()
+    alarmed = any(node.memory_alarm or node.disk_alarm for node in brokers)
     # In an alarm a control command is held back like any publish, so nobody could answer.
-    found = () if alarms else nodes(cluster, app)
+    found = () if alarmed else nodes(cluster, app)
     problems = [
-        *(f"the broker holds publishers back: {alarm} alarm" for alarm in alarms),
+        *_broker_problems(cluster, brokers),
         *(f"worker node {node.name}: {node.problem}" for node in found if node.problem),
         *_service_problems(services),
         *_queue_problems(cluster, queues, found),
         *_forgotten_queues(cluster, queues),
     ]
     shown = tuple(queues[name] for name in sorted(queues) if not _CELERYS_OWN.match(name))
-    return Status(cluster.name, broker.version(), found, shown, services, urls(cluster), tuple(problems))
+    return Status(
+        cluster.name, broker.version(), brokers, found, shown, services, urls(cluster), tuple(problems)
+    )
 
 
 def unreachable(
@@ -95,7 +102,25 @@ def unreachable(
 ) -> Status:
     """Return what can be said of a cluster whose broker or result store does not answer."""
     problems = (str(error), *_service_problems(services))
-    return Status(cluster.name, "", (), (), services, urls(cluster), problems)
+    return Status(cluster.name, "", (), (), (), services, urls(cluster), problems)
+
+
+def _broker_problems(cluster: Cluster, brokers: tuple[Node, ...]) -> list[str]:
+    problems = []
+    for node in brokers:
+        alarms = [kind for kind, on in (("memory", node.memory_alarm), ("disk", node.disk_alarm)) if on]
+        problems += [f"the broker holds publishers back: {node.name}: {kind} alarm" for kind in alarms]
+        if not node.running:
+            problems.append(f"broker node {node.name} is down, or cut off from the others")
+        elif node.partitioned_from:
+            problems.append(
+                f"broker node {node.name} saw a partition from {', '.join(node.partitioned_from)}"
+            )
+    wanted = len(cluster.group("brokers"))
+    if len(brokers) != wanted:
+        names = ", ".join(node.name for node in brokers)
+        problems.append(f"the broker has {len(brokers)} nodes ({names}), the inventory {wanted}")
+    return problems
 
 
 def _service_problems(services: tuple[ServiceStatus, ...]) -> list[str]:
@@ -108,11 +133,26 @@ def _service_problems(services: tuple[ServiceStatus, ...]) -> list[str]:
 
 def urls(cluster: Cluster) -> dict[str, str]:
     """Return what a person opens in a browser."""
-    address = cluster.bind_address
-    return {
-        "flower": f"http://{address}:{cluster.ports.flower}/",
-        "rabbitmq": f"http://{address}:{cluster.ports.management}/",
-    }
+    return {"flower": flower_pages(cluster)["admin"], "rabbitmq": broker_urls(cluster)[0]}
+
+
+def flower_pages(cluster: Cluster) -> dict[str, str]:
+    """Return Flower's pages by the user who may open them; who only looks has pages of their own on hosts."""
+    place = f"{cluster.listen_address(cluster.group('monitors')[0])}:{cluster.ports.flower}"
+    page = f"{_scheme(cluster)}://{place.removesuffix(':443')}/"
+    return {"viewer": page, "admin": f"{page}{flower.ADMIN_PREFIX}/"} if cluster.tls else {"admin": page}
+
+
+def broker_urls(cluster: Cluster) -> list[str]:
+    """Return where RabbitMQ's HTTP API is, on every broker."""
+    port = cluster.ports.management
+    return [
+        f"{_scheme(cluster)}://{cluster.listen_address(host)}:{port}/" for host in cluster.group("brokers")
+    ]
+
+
+def _scheme(cluster: Cluster) -> str:
+    return "https" if cluster.tls else "http"
 
 
 def nodes(cluster: Cluster, app: Celery) -> tuple[NodeStatus, ...]:
@@ -279,6 +319,27 @@ def duration(seconds: int) -> str:
     if hours:
         return f"{hours}h {minutes % 60}m"
     return f"{minutes}m" if minutes else f"{seconds}s"
+
+
+def show_preflight(cluster: Cluster, found: dict[str, HostFacts], console: Console) -> None:
+    """Print what was found on hosts that are fit for the cluster."""
+    table = _table(
+        f"Hosts of cluster {cluster.name}", "host", "groups", "address", "Python", "machine", "to install"
+    )
+    for name, facts in found.items():
+        missing = ", ".join(package for package, program in facts.programs.items() if not program)
+        host = cluster.hosts[name]
+        table.add_row(name, ", ".join(host.groups), host.address, facts.python, facts.machine, missing)
+    console.print(table)
+    console.print("[green]fit[/]       nothing was changed", highlight=False)
+
+
+def show_certificates(ends: dict[str, datetime], console: Console) -> None:
+    """Print until when each host's certificate is good."""
+    table = _table("Certificates", "host", "good until")
+    for name, end in ends.items():
+        table.add_row(name, f"{end:%Y-%m-%d}")
+    console.print(table)
 
 
 def show_probes(probes: Probes, console: Console) -> None:

@@ -172,6 +172,18 @@ def definitions(cluster: Cluster, secrets: Secrets) -> dict[str, Any]:
     }
 
 
+def members(cluster: Cluster) -> list[dict[str, str]]:
+    """Return the broker's nodes, as role `rabbitmq` takes them: host, Erlang name, address."""
+    return [
+        {
+            "name": host,
+            "node": f"rabbit-{cluster.name}@{cluster.internal_name(host) if cluster.tls else 'localhost'}",
+            "address": cluster.listen_address(host),
+        }
+        for host in cluster.group("brokers")
+    ]
+
+
 def consumer_timeout_ms(cluster: Cluster) -> int:
     """Return RabbitMQ's `consumer_timeout` for ``cluster``, in milliseconds.
 

@@ -24,7 +24,7 @@ monitors: {hosts: {h1: }}
 """
 SETTINGS = """\
 celery_app: tasks.app:app
-service_backend: supervisor
+service_backend: systemd
 queues: {default: {}, cpu: {}, io: {}}
 worker_nodes:
   - {name: cpu, queues: [cpu]}

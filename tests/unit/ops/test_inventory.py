@@ -29,9 +29,10 @@ def test_defaults_are_filled_in(inventory: Inventory) -> None:
     cluster = inventory.load()
     assert cluster.name == "test"
     assert cluster.directory == inventory.directory
-    assert cluster.home == inventory.root / ".cluster" / "test"
+    assert cluster.home == Path("/opt/clusterkit")
     assert cluster.state_dir == inventory.root / ".cluster" / "test"
-    assert (cluster.stop_timeout, cluster.result_expires, cluster.log_level) == (60, 86_400, "INFO")
+    assert (cluster.result_expires, cluster.log_level) == (86_400, "INFO")
+    assert (cluster.tls, cluster.sentinel, cluster.firewall) == (True, False, True)
     assert cluster.default_queue == "default"
     assert cluster.queues["cpu"] == QueueSettings(delivery_limit=20, max_length=1_000_000)
     cpu, io = cluster.worker_nodes
@@ -45,10 +46,87 @@ def test_defaults_are_filled_in(inventory: Inventory) -> None:
     assert cluster.warnings == ()
 
 
-def test_ports_follow_from_the_base_unless_set(inventory: Inventory) -> None:
-    assert inventory.load().ports == Ports(
-        amqp=24_672, distribution=24_673, management=24_674, epmd=24_369, results=24_379, flower=24_555
+ONE_HOST = "".join(
+    f"{group}: {{hosts: {{h1: }}}}\n" for group in ("brokers", "results", "workers", "schedulers", "monitors")
+)
+PRIVATE = {"service_backend": "service_backend: supervisor"}
+
+
+def test_a_private_cluster_is_one_host_without_tls(inventory: Inventory) -> None:
+    inventory.hosts(ONE_HOST)
+    inventory.settings(**PRIVATE)
+    cluster = inventory.load()
+    assert cluster.home == inventory.root / ".cluster" / "test"
+    assert not cluster.tls
+    assert cluster.listen_address("h1") == "127.0.0.1"
+    assert cluster.ports == Ports(
+        amqp=24_672,
+        distribution=24_673,
+        management=24_674,
+        epmd=24_369,
+        results=24_379,
+        sentinel=24_380,
+        flower=24_555,
+        flower_viewer=24_556,
+        flower_admin=24_557,
     )
+
+
+def test_a_private_cluster_of_two_hosts_is_refused(inventory: Inventory) -> None:
+    inventory.settings(**PRIVATE)
+    assert inventory.problems == [
+        (
+            "group_vars/all.yml:2: service_backend: supervisor runs a private cluster on one host, not on"
+            " h1, h2: use systemd"
+        )
+    ]
+
+
+def test_hosts_know_each_other_by_internal_names_and_listen_on_their_own_address(
+    inventory: Inventory,
+) -> None:
+    cluster = inventory.load()
+    assert cluster.internal_name("h2") == "h2.test.internal"
+    assert cluster.listen_address("h2") == "192.0.2.2"
+
+
+def test_the_address_between_hosts_can_differ_from_the_one_ansible_uses(inventory: Inventory) -> None:
+    inventory.hosts(ONE_HOST.replace("h1: ", "h1: {ansible_host: 192.0.2.1, cluster_address: 10.0.0.1}", 1))
+    assert inventory.load().hosts["h1"].address == "10.0.0.1"
+
+
+@pytest.mark.parametrize(
+    ("limits", "most", "auto"),
+    [
+        ("", None, 8),
+        (", cpu_affinity: 0-2", 3, 3),
+        (", cpu_affinity: '0,2,4-5'", 4, 4),
+        (", cpu_quota: 250%", 2, 2),
+        (", cpu_quota: 50%", 1, 1),
+        (", cpu_quota: 600%, cpu_affinity: 0-3", 4, 4),
+    ],
+)
+def test_auto_concurrency_counts_the_cores_a_node_may_use(
+    inventory: Inventory, limits: str, most: int | None, auto: int
+) -> None:
+    inventory.nodes(f"name: n, queues: [cpu, io, default]{limits}")
+    node = inventory.load().worker_nodes[0]
+    assert node.most_cores == most
+    assert node.concurrency_on(8) == auto
+
+
+def test_a_node_may_take_as_long_to_stop_as_its_longest_task(inventory: Inventory) -> None:
+    inventory.nodes("name: n, queues: [cpu, io, default], time_limit: 600")
+    cluster = inventory.load()
+    assert cluster.stop_timeout_of(cluster.worker_nodes[0]) == 630
+    inventory.settings(stop_timeout="stop_timeout: 5")
+    cluster = inventory.load()
+    assert cluster.stop_timeout_of(cluster.worker_nodes[0]) == 5
+
+
+def test_ports_are_the_well_known_ones_or_follow_from_the_base_unless_set(inventory: Inventory) -> None:
+    ports = inventory.load().ports
+    assert (ports.amqp, ports.management, ports.results, ports.flower) == (5_671, 15_671, 6_379, 443)
     inventory.settings(port_base="port_base: 5000", ports="ports: {flower: 8080}")
     ports = inventory.load().ports
     assert (ports.amqp, ports.flower) == (5_672, 8_080)
@@ -131,12 +209,11 @@ def test_an_app_comes_from_a_path_a_wheel_or_git(inventory: Inventory, source: s
 
 
 def test_home_is_relative_to_the_checkout(inventory: Inventory) -> None:
-    inventory.settings(home="home: .cluster/elsewhere")
+    inventory.hosts(ONE_HOST)
+    inventory.settings(**PRIVATE, home="home: .cluster/elsewhere")
     assert inventory.load().home == inventory.root / ".cluster" / "elsewhere"
-    inventory.settings(home="home: /srv/celery")
+    inventory.settings(**PRIVATE, home="home: /srv/celery")
     assert inventory.load().home == Path("/srv/celery")
-    inventory.settings(service_backend="service_backend: systemd")
-    assert inventory.load().home == Path("/opt/clusterkit")
 
 
 @pytest.mark.parametrize(
@@ -157,8 +234,11 @@ def test_a_stated_concurrency_is_the_same_on_every_host(inventory: Inventory) ->
 
 def test_playbooks_get_everything_as_json(inventory: Inventory) -> None:
     dumped = json.loads(json.dumps(inventory.load().to_ansible()))
-    assert dumped["ports"]["amqp"] == 24_672
-    assert dumped["home"] == str(inventory.root / ".cluster" / "test")
+    assert dumped["ports"]["amqp"] == 5_671
+    assert dumped["home"] == "/opt/clusterkit"
+    assert dumped["addresses"] == {"h1": "h1", "h2": "192.0.2.2"}
+    assert dumped["internal_names"]["brokers"] == "brokers.test.internal"
+    assert dumped["worker_nodes"][0]["stop_timeout"] == 3_630
     assert dumped["groups"]["workers"] == ["h1", "h2"]
     assert dumped["worker_nodes"][1]["hosts"] == ["h1", "h2"]
     assert dumped["worker_nodes"][1]["auto_concurrency"] == {"per_core": 5, "plus": 0}
@@ -215,7 +295,8 @@ MISTAKES = {
         {"x": "zzz: 5"},
         (
             "7: zzz: unknown key. Keys: celery_app, app_source, service_backend, home, bind_address,"
-            " port_base, ports, default_queue, queues, worker_nodes, stop_timeout, result_expires, log_level"
+            " port_base, ports, default_queue, queues, worker_nodes, stop_timeout, result_expires, log_level,"
+            " client_networks, firewall"
         ),
     ),
     "a misspelt key of a queue": (
@@ -239,8 +320,8 @@ MISTAKES = {
         "7: stop_timeout: must be a whole number, not true",
     ),
     "nothing for a number": (
-        {"stop_timeout": "stop_timeout:"},
-        "7: stop_timeout: must be a whole number, not empty",
+        {"result_expires": "result_expires:"},
+        "7: result_expires: must be a whole number, not empty",
     ),
     "a list for a mapping": (
         {"queues": "queues: [default]"},
@@ -263,8 +344,8 @@ MISTAKES = {
         "7: ports.flower: must be at most 65535, is 70000",
     ),
     "a port that another service has": (
-        {"ports": "ports: {flower: 24672}"},
-        "7: ports.flower: 24672 is the port of amqp too",
+        {"ports": "ports: {flower: 5671}"},
+        "7: ports.flower: 5671 is the port of amqp too",
     ),
     "an app without attribute": (
         {"celery_app": "celery_app: tasks.app"},
@@ -287,11 +368,28 @@ MISTAKES = {
     ),
     "a misspelt back end": (
         {"service_backend": "service_backend: systmd"},
-        "2: service_backend: must be one of systemd, supervisor; is 'systmd'. Did you mean 'systemd'?",
+        (
+            "2: service_backend: must be one of systemd, supervisor, compose; is 'systmd'."
+            " Did you mean 'systemd'?"
+        ),
+    ),
+    "an address range that is none": (
+        {"client_networks": "client_networks: [10.0.0.1/8]"},
+        (
+            "7: client_networks[0]: 10.0.0.1/8 has host bits set: write an address range such as 10.0.0.0/24,"
+            " or one address"
+        ),
+    ),
+    "a listening address under systemd": (
+        {"bind_address": "bind_address: 127.0.0.1"},
+        (
+            "7: bind_address: only works with service_backend: supervisor; hosts listen on their own address"
+            " (cluster_address in hosts.yml)"
+        ),
     ),
     "a home under systemd": (
         {"service_backend": "service_backend: systemd", "home": "home: here"},
-        "7: home: only works with service_backend: supervisor; under systemd everything has its usual place",
+        "7: home: only works with service_backend: supervisor; elsewhere everything has its usual place",
     ),
     "a log level in small letters": (
         {"log_level": "log_level: info"},
@@ -612,13 +710,13 @@ HOSTS_MISTAKES = {
         ("monitors: {hosts: {h1: }}", "monitors: [h1]"),
         ["hosts.yml:5: monitors: must be a mapping with hosts, children or vars"],
     ),
-    "more than one broker": (
+    "an even number of brokers": (
         ("brokers: {hosts: {h1: }}", "brokers: {hosts: {h1: , h2: }}"),
-        ["hosts.yml:1: brokers: has 2 hosts (h1, h2), must have one: brokers are not joined into one yet"],
+        ["hosts.yml:1: brokers: has 2 hosts (h1, h2), must have 1 or 3 or 5 or 7: they decide by majority"],
     ),
-    "more than one result store": (
+    "an even number of result stores": (
         ("results: {hosts: {h1: }}", "results: {hosts: {'h[1:2]': }}"),
-        ["hosts.yml:2: results: has 2 hosts (h1, h2), must have one: the result store is not replicated yet"],
+        ["hosts.yml:2: results: has 2 hosts (h1, h2), must have 1 or 3 or 5: they decide by majority"],
     ),
     "a bad host name": (
         ("monitors: {hosts: {h1: }}", "monitors: {hosts: {'h1:22': }}"),

@@ -11,10 +11,11 @@ import pytest
 from rich.console import Console
 
 from clusterkit.ops import inventory, status
-from clusterkit.ops.broker import Queue
+from clusterkit.ops.broker import Node, Queue
 
 ROOT = Path(__file__).resolve().parents[3]
 CLUSTER = inventory.load("local", ROOT)
+NODE = Node("rabbit@localhost", running=True, memory_alarm=False, disk_alarm=False, partitioned_from=())
 QUEUES = {name: Queue(name, "quorum", 0, 0, 1) for name in ("default", "cpu", "io", "celery.dead")}
 
 
@@ -57,14 +58,14 @@ class App:
 class FakeBroker:
     """A broker's figures; the real one is asked in the integration tests."""
 
-    def __init__(self, queues: dict[str, Queue], alarms: list[str]) -> None:
-        self._queues, self._alarms = queues, alarms
+    def __init__(self, queues: dict[str, Queue], nodes: tuple[Node, ...]) -> None:
+        self._queues, self._nodes = queues, nodes
 
     def queues(self) -> dict[str, Queue]:
         return self._queues
 
-    def alarms(self) -> list[str]:
-        return self._alarms
+    def nodes(self) -> tuple[Node, ...]:
+        return self._nodes
 
     def version(self) -> str:
         return "4.0.5"
@@ -73,11 +74,11 @@ class FakeBroker:
 def collect(
     control: Control | None = None,
     queues: dict[str, Queue] = QUEUES,
-    alarms: list[str] | None = None,
+    nodes: tuple[Node, ...] = (NODE,),
     services: Any = (),
 ) -> status.Status:
     app: Any = App(control or Control())
-    broker: Any = FakeBroker(queues, alarms or [])
+    broker: Any = FakeBroker(queues, nodes)
     return status.collect(CLUSTER, app, broker, services)
 
 
@@ -86,6 +87,13 @@ def test_a_healthy_cluster_has_no_problem() -> None:
     assert found.problems == ()
     cpu = found.nodes[0]
     assert (cpu.name, cpu.pool, cpu.done) == ("cpu@localhost", "prefork", 5)
+
+
+def test_a_broker_node_that_is_down_or_missing_is_a_problem() -> None:
+    (problem,) = collect(nodes=(replace(NODE, running=False),)).problems
+    assert problem == "broker node rabbit@localhost is down, or cut off from the others"
+    (problem,) = collect(nodes=()).problems
+    assert problem == "the broker has 0 nodes (), the inventory 1"
 
 
 def test_a_node_that_does_not_answer_is_a_problem() -> None:
@@ -132,7 +140,7 @@ def test_messages_in_a_queue_the_inventory_no_longer_has_are_a_problem() -> None
 
 
 def test_in_an_alarm_nobody_is_asked_who_could_not_answer() -> None:
-    found = collect(alarms=["rabbit@localhost: memory"])
+    found = collect(nodes=(replace(NODE, memory_alarm=True),))
     assert found.problems == ("the broker holds publishers back: rabbit@localhost: memory alarm",)
     assert found.nodes == ()
 
@@ -163,6 +171,6 @@ def test_durations_read_as_a_person_says_them(seconds: int, said: str) -> None:
 
 def test_the_tables_show_nodes_queues_and_problems() -> None:
     output = io.StringIO()
-    status.show(collect(alarms=["rabbit@localhost: disk"]), Console(file=output, width=120))
+    status.show(collect(nodes=(replace(NODE, disk_alarm=True),)), Console(file=output, width=120))
     for words in ("Queues", "celery.dead", "problem", "disk alarm", "http://127.0.0.1:24555/"):
         assert words in output.getvalue()
