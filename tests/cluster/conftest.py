@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 from celery import Celery
 from harness import ROOT
-from labcluster import FIGURES, HOSTS, LAB, LabCluster, needs_docker, up_result
+from labcluster import FIGURES, HOSTS, KEPT_LAB, LAB, LabCluster, needs_docker, up_result
 
 from clusterkit.runtime import client
 
@@ -16,6 +16,9 @@ from clusterkit.runtime import client
 def cluster() -> Iterator[LabCluster]:
     """A cluster on seven hosts that were blank; tests leave it as healthy as they found it."""
     needs_docker()
+    if KEPT_LAB:
+        yield LabCluster(KEPT_LAB, ROOT / "deploy" / "clusters" / KEPT_LAB)
+        return
     lab = LabCluster(LAB, ROOT / "deploy" / "clusters" / LAB)
     lab.lab("lab-down")  # what an interrupted run may have left
     lab.lab("lab-up", f"HOSTS={HOSTS}")

@@ -17,7 +17,9 @@ from clusterkit.ops import deployment
 from clusterkit.ops.broker import Broker
 
 #: The lab of these tests; a lab of somebody who works here has another name.
-LAB = "ctest"
+LAB = "labtest"
+#: Names a lab with a cluster on it that is there already: the tests then run on that one, and leave it.
+KEPT_LAB = os.environ.get("TEST_LAB", "")
 #: 3 brokers and result stores, 3 workers, 1 monitor; 2 of them schedulers.
 HOSTS = 7
 

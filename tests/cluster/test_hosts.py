@@ -167,10 +167,12 @@ def test_celery_itself_finds_every_worker_node_with_the_operators_identity(clust
 def test_the_clients_run_unchanged(cluster: LabCluster, tmp_path: Path) -> None:
     text = tmp_path / "text"
     text.write_text("no task is lost no task is lost twice\n" * 100)
-    counted = cluster.run_client("wordcount.py", str(text), "--top", "3", "--json")
+    counted = cluster.run_client("wordcount.py", str(text), "--json")
     assert counted.returncode == 0, counted.stderr
-    assert "task" in counted.stdout
-    assert cluster.run_client("fibonacci.py").returncode == 0
+    words = json.loads(counted.stdout)
+    assert words["task"] == words["lost"] == 200
+    fibonacci = cluster.run_client("fibonacci.py", "30", "31")
+    assert (fibonacci.returncode, "832040" in fibonacci.stdout) == (0, True), fibonacci.stderr
 
 
 @pytest.mark.parametrize("host", [*BROKERS, *WORKERS, "h7"])

@@ -7,7 +7,7 @@ letters, with a line in the log that says why.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import celery.worker.consumer
 from celery.utils.log import get_logger
@@ -32,6 +32,16 @@ class MalformedTaskError(ValueError):
 
 class Consumer(celery.worker.consumer.Consumer):
     """Celery's consumer, with dead letters for what cannot run and events that never block."""
+
+    class Blueprint(celery.worker.consumer.Consumer.Blueprint):
+        """The steps of a consumer's start, with the kit's for control commands."""
+
+        default_steps: ClassVar = [
+            {"celery.worker.consumer.control:Control": "clusterkit.runtime.control:ControlStep"}.get(
+                step, step
+            )
+            for step in celery.worker.consumer.Consumer.Blueprint.default_steps
+        ]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

@@ -46,8 +46,8 @@ NO_LOSS: Final[dict[str, Any]] = {
     # would end the worker; with this it reconnects.
     "broker_channel_error_retry": True,
     # The same defect at its root (kombu #2237): after a half-open drop the worker meets its own
-    # stale exclusive control queue. Durable as well, since RabbitMQ 4.3 denies transient queues
-    # that are not exclusive. Node names must be unique: the inventory sees to that.
+    # stale exclusive control queue. Durable as well, for a quorum queue (clusterkit.runtime.control)
+    # is nothing else. Node names must be unique: the inventory sees to that.
     "control_queue_exclusive": False,
     "control_queue_durable": True,
     # Seconds until either side notices a dead consumer connection; the default is 120.
@@ -96,6 +96,7 @@ def configure(app: Celery) -> Celery:
     """
     app.task_cls = "clusterkit.runtime.task:Task"
     app.amqp_cls = "clusterkit.runtime.publish:AMQP"
+    app.control_cls = "clusterkit.runtime.control:Control"
     app.conf.update({**NO_LOSS, **OPERATION})
     probe.register(app)
     path = os.environ.get(CONFIG_VARIABLE)

@@ -26,8 +26,11 @@ from clusterkit.ops.result_acl import RESULT_MATRIX
 from clusterkit.runtime import results
 from clusterkit.runtime.clusterfile import ClusterFile
 
+ROOT = Path(__file__).parents[3]
 PROGRAM = shutil.which("valkey-server") or shutil.which("redis-server")
 PASSWORD = "a-password-for-all"
+#: As the role writes it.
+DEFAULT_USER = (ROOT / "ansible/roles/valkey/templates/users.acl.j2").read_text().splitlines()[0]
 ADDRESSES = ("127.0.0.1", "127.0.0.2", "127.0.0.3")
 
 needs_server = pytest.mark.skipif(not PROGRAM, reason="no valkey-server or redis-server is installed")
@@ -76,7 +79,7 @@ class Store:
             wait_until("the server answers", lambda: self.admin(self.addresses[0]).ping())
 
     def start_server(self, address: str) -> None:
-        settings = ["save ''", "appendonly no"]
+        settings = ["save ''", f"appendonly {'no' if self.replicated else 'yes'}"]
         if self.replicated:
             settings += [
                 f"replica-announce-ip {address}",
@@ -94,6 +97,7 @@ class Store:
         return [
             f"sentinel announce-ip {address}",
             f"sentinel monitor results {ADDRESSES[0]} {self.port} 2",
+            *(f"sentinel known-replica results {other} {self.port}" for other in ADDRESSES[1:]),
             "sentinel auth-user results sentinel",
             f"sentinel auth-pass results {PASSWORD}",
             "sentinel sentinel-user sentinel",
@@ -104,11 +108,11 @@ class Store:
 
     def run(self, name: str, address: str, port: int, settings: list[str]) -> None:
         directory = self.home / name
-        directory.mkdir()
+        directory.mkdir(exist_ok=True)
         sentinel = name.startswith("sentinel")
         rules = [(one.role, one.sentinel if sentinel else one.rules) for one in RESULT_MATRIX]
         users = [f"user {role} on >{PASSWORD} resetchannels -@all {rule}" for role, rule in rules if rule]
-        (directory / "users.acl").write_text("\n".join(["user default off", *users, ""]))
+        (directory / "users.acl").write_text("\n".join([DEFAULT_USER, *users, ""]))
         configuration = directory / "server.conf"
         common = [f"bind {address}", f"port {port}", f"dir {directory}", f"aclfile {directory}/users.acl"]
         configuration.write_text("\n".join([*common, *settings, ""]))
@@ -122,7 +126,7 @@ class Store:
         for process in self.processes.values():
             process.wait()
 
-    def admin(self, address: str, port: int = 0, user: str = "operator", **more: Any) -> redis.Redis:
+    def admin(self, address: str, port: int = 0, user: str = "operator", **more: Any) -> Any:
         options: dict[str, Any] = {"username": user, "password": PASSWORD, "socket_timeout": 2, **more}
         return redis.Redis(address, port or self.port, decode_responses=True, **options)
 
@@ -379,6 +383,24 @@ def test_a_role_is_refused_what_is_not_its_work(store: Store, role: str, act: tu
 
 
 @needs_server
+def test_a_server_that_starts_again_has_its_transactions_and_scripts(tmp_path: Path) -> None:
+    store = Store(tmp_path, replicated=False)
+    store.start()
+    try:
+        worker = store.admin(ADDRESSES[0], user="worker")
+        worker.pipeline(transaction=True).set("celery-task-meta-1", 1).set("celery-task-meta-2", 2).execute()
+        script = "redis.call('SET', KEYS[1], 3) redis.call('SET', KEYS[2], 4)"
+        run(worker, "EVAL", script, 2, "celery-taskset-meta-3", "celery-taskset-meta-4")
+        with contextlib.suppress(redis.exceptions.ConnectionError):
+            store.admin(ADDRESSES[0]).shutdown()
+        store.processes[ADDRESSES[0]].wait()
+        store.start()
+        assert store.admin(ADDRESSES[0]).dbsize() == 4
+    finally:
+        store.stop()
+
+
+@needs_server
 def test_without_a_login_nothing_works(store: Store) -> None:
     with pytest.raises(redis.exceptions.AuthenticationError):
         store.admin(store.addresses[0], username=None, password=None).ping()
@@ -399,7 +421,7 @@ def test_a_master_dies_and_nothing_is_lost_and_who_waits_gets_the_result(cluster
     worker, producer = cluster.app("worker"), cluster.app("producer")
     waited_for = producer.send_task("add", (20, 22))
     got: list[Any] = []
-    waiting = threading.Thread(target=lambda: got.append(waited_for.get(timeout=40)))
+    waiting = threading.Thread(target=lambda: got.append(waited_for.get(timeout=40)), daemon=True)
     waiting.start()
     for number in range(50):
         worker.backend.store_result(f"before-{number}", number, "SUCCESS")
