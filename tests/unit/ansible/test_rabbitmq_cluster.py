@@ -364,6 +364,12 @@ def test_leaders_are_spread_when_one_node_has_most_of_them(ask: Call, broker: Br
     assert ask("settled")["changed"] is False
 
 
+def test_leaders_stay_where_they_are_while_nodes_are_restarted(ask: Call, broker: Broker) -> None:
+    broker.queues = [quorum(f"q{number}", ALL, H1) for number in range(9)]
+    assert ask("settled", spread=False)["changed"] is False
+    assert broker.requests == []
+
+
 def test_check_mode_tells_and_changes_nothing(ask: Call, broker: Broker) -> None:
     broker.flags["quorum_v2"] = ("disabled", "stable")
     broker.queues = [quorum(f"q{number}", [H1, H2], H1) for number in range(9)]
