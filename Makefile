@@ -22,6 +22,9 @@
 #   HOSTS     hosts of the lab; more than there are adds some (lab-up)    [as there are, or 7]
 #   DEBIAN    release, trixie or bookworm (lab-up: as they have, or trixie; bundle)         []
 #   COMMAND   what to run there instead of a shell; write $$ for $ (lab-ssh)                []
+#   VARIANT   pool of the io workers: gevent, eventlet or threads (compose-up)              []
+#   BROKERS   1 or 3 (compose-up)                                                           []
+#   VOLUMES   1: remove messages and results, too (compose-down)                            []
 #   PYTHON    interpreter the virtual environment is made with, 3.11 or later       [python3]
 
 CLUSTER ?= local
@@ -41,7 +44,7 @@ json := $(if $(filter 1,$(JSON)),--json)
 .DEFAULT_GOAL := help
 .PHONY: help cluster-preflight cluster-up cluster-status cluster-check cluster-logs cluster-restart \
         cluster-rotate cluster-down cluster-destroy broker-remove broker-replace bundle \
-        lab-up lab-status lab-ssh lab-down submit flower test lint format reference requirements
+        lab-up lab-status lab-ssh lab-down compose-up compose-status compose-down submit flower test lint format reference requirements
 
 ##@ Help
 help: ## list the targets
@@ -67,7 +70,7 @@ cluster-logs: .venv/.ready ## the services' last log lines [SERVICE= LINES= FOLL
 cluster-restart: .venv/.ready ## restart services one after the other; running tasks finish first [SERVICE=]
 	@$(clusterkit) cluster restart $(SERVICE)
 
-cluster-rotate: .venv/.ready ## new certificates for every host, without a restart [AUTHORITY=1]
+cluster-rotate: .venv/.ready ## new certificates for every host; no connection is cut [AUTHORITY=1]
 	@$(clusterkit) cluster rotate $(if $(filter 1,$(AUTHORITY)),--authority)
 
 cluster-down: .venv/.ready ## stop the services; messages, results and settings stay
@@ -98,6 +101,16 @@ lab-ssh: .venv/.ready ## log in to a host, or run a command there [HOST= COMMAND
 
 lab-down: .venv/.ready ## remove the lab: hosts, network, keys, inventory; or one host [HOST=]
 	@$(clusterkit) lab down $(if $(HOST),--host $(HOST))
+
+##@ Compose
+compose-up: .venv/.ready ## the same cluster as containers on this machine; ends when probes came back [VARIANT= BROKERS=]
+	@$(clusterkit) compose up $(json) $(if $(VARIANT),--variant $(VARIANT)) $(if $(BROKERS),--brokers $(BROKERS))
+
+compose-status: .venv/.ready ## its services, worker nodes and queues
+	@$(clusterkit) compose status $(json)
+
+compose-down: .venv/.ready ## stop its containers; messages and results stay, unless VOLUMES=1
+	@$(clusterkit) compose down $(if $(filter 1,$(VOLUMES)),--volumes)
 
 ##@ Work
 submit: .venv/.ready ## submit a task and wait for its result [TASK= ARGS= WAIT=0]

@@ -257,7 +257,9 @@ def rotate(
         bool, typer.Option("--authority", help="A new certificate authority, too; three steps.")
     ] = False,
 ) -> None:
-    """Give every host a new certificate. Nothing is restarted, no connection is cut.
+    """Give every host a new certificate. No connection is cut: servers take it over while they run.
+
+    Only Sentinel, which holds nothing, is restarted, one after the other.
 
     \b
     Examples:
