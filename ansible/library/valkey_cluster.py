@@ -446,7 +446,8 @@ def logged(module: AnsibleModule, name: str) -> list[str]:
     """Return the last lines that the service has logged, wherever it does."""
     path = Path(module.params["log_directory"], f"{name}.log")
     if path.exists():
-        return last_lines(path)
+        kept: list[str] = last_lines(path)
+        return kept
     _, output, _ = module.run_command(
         ["journalctl", "--unit", f"clusterkit-{name}", "--lines=30", "--output=cat"]
     )

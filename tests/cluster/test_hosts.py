@@ -126,7 +126,7 @@ def test_a_role_is_refused_what_it_should_not_do_at_the_result_store(
         ssl_ca_certs=str(cluster.model.state_dir / "ca.pem"),
     )
     with pytest.raises(redis.exceptions.NoPermissionError):
-        store.execute_command(*command)
+        store.execute_command(*command)  # type: ignore[no-untyped-call]
 
 
 def test_no_default_user_is_left(cluster: LabCluster) -> None:

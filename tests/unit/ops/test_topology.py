@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from tests.unit.ops.conftest import Inventory
 
 SECRETS = Secrets(
-    broker={role: f"password-of-{role}" for role in ROLES}, results="r", flower="f", erlang_cookie="c"
+    broker={role: f"password-of-{role}" for role in ROLES}, results={}, flower={}, erlang_cookie="c"
 )
 UUID = "0b6c7fd2-3a44-3f0e-9f3a-1d2c3b4a5e6f"
 
