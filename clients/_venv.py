@@ -6,7 +6,7 @@ import os
 import sys
 from pathlib import Path
 
-_VENV = Path(__file__).resolve().parent.parent / ".venv"
+_VENV = (Path(__file__).resolve().parent.parent / ".venv").resolve()
 
 if Path(sys.prefix).resolve() != _VENV:
     if not (_VENV / "bin" / "python").exists():

@@ -17,7 +17,7 @@ import psutil
 import pytest
 import yaml
 
-from clusterkit.ops import secrets
+from clusterkit.ops import deployment
 from clusterkit.ops.broker import Broker
 from clusterkit.ops.inventory import Cluster, load
 
@@ -93,8 +93,7 @@ class LocalCluster:
 
     def broker(self) -> Broker:
         """RabbitMQ's HTTP API as the user monitor."""
-        password = secrets.ensure(self.home / "secrets.yml").broker["monitor"]
-        return Broker(f"http://127.0.0.1:{self.model.ports.management}", "monitor", password)
+        return deployment.monitor(self.model)
 
     def logs(self, lines: int = 15) -> str:
         """The last lines of every service's log, for a failing test's message."""

@@ -13,9 +13,6 @@ from typing import Any
 import pytest
 from harness import BIN, ENVIRONMENT, ROOT, LocalCluster, eventually
 
-from clusterkit.ops import deployment
-from clusterkit.ops.broker import Broker
-
 #: The lab of these tests; a lab of somebody who works here has another name.
 LAB = "labtest"
 #: Names a lab with a cluster on it that is there already: the tests then run on that one, and leave it.
@@ -87,9 +84,6 @@ class LabCluster(LocalCluster):
             check=False,
         )
         return done.stdout + done.stderr
-
-    def broker(self) -> Broker:
-        return deployment.monitor(self.model)
 
     def healthy(self) -> dict[str, Any]:
         """Wait until nothing is wrong, and return the status."""

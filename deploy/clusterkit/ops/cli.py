@@ -197,7 +197,7 @@ def check(
     """
     from clusterkit.ops import deployment, status
 
-    probes = deployment.check(_brought_up(cluster), deadline)
+    probes = deployment.check(_brought_up(cluster, containers=True), deadline)
     if as_json:
         _print_json({"complete": probes.complete, "answers_ms": probes.answers, "missing": probes.missing})
     else:

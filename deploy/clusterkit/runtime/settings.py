@@ -6,6 +6,7 @@ Sources: Celery's configuration reference and the defects of 5.7 named beside th
 from __future__ import annotations
 
 import os
+import random
 import socket
 import ssl
 from typing import TYPE_CHECKING, Any, Final
@@ -108,9 +109,10 @@ def join(app: Celery, cluster: ClusterFile) -> Celery:
     declare = cluster.role == "worker"
     service = os.environ.get("CLUSTERKIT_SERVICE", cluster.role)
     app.conf.update(
-        broker_url=cluster.broker_url,
-        # Of several brokers each process begins with another, so that they share the load.
-        broker_failover_strategy="shuffle",
+        # Of several brokers each process begins with another, so that they share the load. Not by Celery's
+        # "shuffle", which draws again at each try and may draw a dead one every time.
+        broker_url=";".join(_shuffled(cluster.broker_url.split(";"))),
+        broker_failover_strategy="round-robin",
         broker_use_ssl=_broker_tls(cluster),
         result_expires=cluster.result_expires,
         task_queues=queues(cluster.queues, declare=declare),
@@ -127,6 +129,10 @@ def join(app: Celery, cluster: ClusterFile) -> Celery:
     )
     results.attach(app, cluster)
     return app
+
+
+def _shuffled(urls: list[str]) -> list[str]:
+    return random.sample(urls, len(urls))
 
 
 def _broker_tls(cluster: ClusterFile) -> dict[str, Any] | bool:
