@@ -248,7 +248,7 @@ def test_an_eighth_host_is_added_and_only_who_must_know_it_changes(cluster: LabC
 
 
 def test_a_worker_host_is_removed(cluster: LabCluster) -> None:
-    cluster.lab("lab-up", "HOSTS=7", "REMOVE=1")
+    cluster.lab("lab-down", "HOST=h8")
     result = up_result(cluster.make("cluster-up", "JSON=1"))
     assert "cpu@h8" not in result["probes_ms"]["cpu"]
     cluster.healthy()
@@ -256,8 +256,8 @@ def test_a_worker_host_is_removed(cluster: LabCluster) -> None:
 
 def test_a_broker_host_is_replaced_by_a_blank_one(cluster: LabCluster, app: Celery) -> None:
     waiting = [app.send_task("tasks.compute.fibonacci", [20]) for _ in range(20)]
-    subprocess.run(["docker", "rm", "--force", cluster.container("h3")], check=True, capture_output=True)
-    cluster.lab("lab-up", "HOSTS=7")
+    cluster.lab("lab-down", "HOST=h3")
+    cluster.lab("lab-up")
     cluster.make("broker-replace", "HOST=h3")
     cluster.make("cluster-up")
     assert [client.wait(result, timeout=DELAY) for result in waiting] == [6765] * 20
