@@ -386,7 +386,8 @@ def bundle(
         _print_json({"path": str(made.path), "megabytes": megabytes, "packages": made.packages})
     else:
         packages = ", ".join(made.packages)
-        stdout.print(f"{made.path} ({megabytes} MB, {made.architecture}): {packages}", highlight=False)
+        line = f"{made.path} ({megabytes} MB, {made.architecture}): {packages}"
+        stdout.print(line, highlight=False, soft_wrap=True)
 
 
 @app.command(
