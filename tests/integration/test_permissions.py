@@ -55,10 +55,12 @@ worker_nodes:
   - {name: absent, queues: [idle]}  # is not started: tests take the messages of its queue themselves
 """
 APP = """
+import os
 from celery import Celery, chord, group
 from clusterkit.runtime import configure
 
 app = configure(Celery("permissions"))
+app.conf.result_backend = os.environ["RESULTS"]
 
 @app.task(queue="cpu")
 def add(x, y):
@@ -153,7 +155,14 @@ class Broker:
 
     def app(self, role: Role) -> Celery:
         """Return a bare app of the kit's, logged in as ``role``."""
-        return join(configure(Celery(f"as-{role}", set_as_current=False)), self.cluster_file(role))
+        app = join(configure(Celery(f"as-{role}", set_as_current=False)), self.cluster_file(role))
+        app.conf.result_backend = self.results
+        return app
+
+    @property
+    def results(self) -> str:
+        """Where results are kept: the broker's rights are tried here, without a result store."""
+        return f"file://{self.home / 'results'}"
 
     def cluster_file(self, role: Role) -> ClusterFile:
         """Return what tells a process of ``role`` about the cluster."""
@@ -161,7 +170,7 @@ class Broker:
             cluster="test",
             role=role,
             broker_url=self.url(role),
-            result_url=f"file://{self.home / 'results'}",
+            result_url="redis://nobody:nothing@127.0.0.1:9/0",
             queues=tuple(self.cluster.queues),
             default_queue=self.cluster.default_queue,
             celery_app=self.cluster.celery_app,
@@ -173,7 +182,7 @@ class Broker:
         file = self.home / f"{role}.json"
         file.write_text(json.dumps(vars(self.cluster_file(role))))
         path = os.pathsep.join([str(self.home), str(ROOT / "deploy")])
-        return {**os.environ, "CLUSTERKIT_CONFIG": str(file), "PYTHONPATH": path}
+        return {**os.environ, "CLUSTERKIT_CONFIG": str(file), "PYTHONPATH": path, "RESULTS": self.results}
 
     @contextlib.contextmanager
     def celery(self, role: Role, *arguments: str, log: Path) -> Iterator[subprocess.Popen[bytes]]:
