@@ -159,7 +159,7 @@ def _debootstrap(release: str, tag: str, tell: Tell) -> None:
             raise PreflightError(
                 f"{tag} can be neither pulled nor made: debootstrap failed",
                 _tail(done.stdout + done.stderr),
-                next_step="the machine needs a registry of images or Debian's packages (http://deb.debian.org)",
+                next_step="the machine needs a registry of images or Debian's packages",
             )
         _import(system, tag)
 
