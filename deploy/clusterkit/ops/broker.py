@@ -63,11 +63,6 @@ class Node:
             partitioned_from=tuple(item.get("partitions", ())),
         )
 
-    @property
-    def host(self) -> str:
-        """The inventory's name of its host."""
-        return self.name.partition("@")[2].partition(".")[0]
-
 
 class Broker:
     """RabbitMQ's HTTP API as one user, at whichever of ``urls`` answers.

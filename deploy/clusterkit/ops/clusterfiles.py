@@ -46,7 +46,6 @@ def cluster_file(
         celery_app=cluster.celery_app,
         ca_file=_ca_file(cluster, role) if cluster.tls else "",
         broker_name=cluster.internal_name("brokers") if cluster.tls else "",
-        result_name=cluster.internal_name("results") if cluster.tls else "",
         result_master=RESULT_MASTER if cluster.sentinel else "",
         result_expires=cluster.result_expires,
         tasks=tasks or {},

@@ -156,10 +156,11 @@ def rotate(cluster: Cluster, console: Console, *, authority: bool = False) -> di
     names = [_PREFLIGHT, *playbook.phases(cluster, "rotate")]
     with alone(cluster), Progress(f"cluster {cluster.name}: rotate", names, console) as progress:
         hosts = _preflight(cluster, progress)
+        secrets = secret_store.ensure(cluster.state_dir / "secrets.yml")
         certificates = pki.rotate(directory, wanted, ca=authority)
         while True:
-            keys = _Keys(secret_store.ensure(cluster.state_dir / "secrets.yml"), certificates)
-            playbook.run(cluster, "rotate", _server_variables(cluster, keys, hosts), progress)
+            variables = _server_variables(cluster, _Keys(secrets, certificates), hosts)
+            playbook.run(cluster, "rotate", variables, progress)
             _write_authority(cluster, certificates)
             if certificates.step == "settled":
                 break

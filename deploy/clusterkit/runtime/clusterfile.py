@@ -28,7 +28,8 @@ class ClusterFile:
     ``broker_url`` has an URL per broker address, with ``;`` between them; so has ``result_url``, whose
     scheme is ``sentinel`` where the result store is replicated: then ``result_master`` is what Sentinel
     calls it. ``ca_file`` is the absolute path of the certificate authority; without one nothing is
-    encrypted. ``broker_name`` and ``result_name`` are the names in the servers' certificates.
+    encrypted. ``broker_name`` is the name in the brokers' certificates; the result store's are checked
+    against its addresses.
     ``tasks`` maps the task names of the deployed release to their queues (None: the default queue).
     ``result_expires`` is in seconds.
     """
@@ -42,7 +43,6 @@ class ClusterFile:
     celery_app: str
     ca_file: str = ""
     broker_name: str = ""
-    result_name: str = ""
     result_master: str = ""
     result_expires: int = 86_400
     tasks: dict[str, str | None] = field(default_factory=dict)
