@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import webbrowser
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
-from rich.console import Console
 
-from clusterkit.ops import compose_cli, inventory, lab_cli
+from clusterkit.ops import compose_cli, lab_cli
+from clusterkit.ops.cli_options import (
+    ROOT,
+    ClusterName,
+    Json,
+    Yes,
+    brought_up,
+    load,
+    print_json,
+    stderr,
+    stdout,
+)
 from clusterkit.ops.errors import ClusterUnhealthyError
 from clusterkit.ops.images import RELEASES, Release
 from clusterkit.runtime.clusterfile import DEFAULT_CLUSTER
@@ -21,15 +30,8 @@ from clusterkit.runtime.errors import (
     ClusterkitError,
     ClusterUnreachableError,
     InterruptedByUserError,
-    NoClusterError,
     report,
 )
-
-if TYPE_CHECKING:
-    from clusterkit.ops.model import Cluster
-
-#: The checkout. The command belongs to one: clusters, roles and clients are its files.
-ROOT = Path(__file__).resolve().parents[3]
 
 EXIT_CODES = """
 Exit codes: 0 done; 2 usage; 3 inventory; 4 preflight (nothing was changed); 5 deployment;
@@ -56,45 +58,6 @@ app.add_typer(broker_commands, name="broker")
 app.add_typer(lab_cli.commands, name="lab")
 app.add_typer(compose_cli.compose_commands, name="compose")
 
-stdout = Console()
-stderr = Console(stderr=True)
-
-
-def _complete(incomplete: str) -> list[str]:
-    return [name for name in inventory.clusters(ROOT) if name.startswith(incomplete)]
-
-
-ClusterName = Annotated[
-    str,
-    typer.Option(
-        "--cluster",
-        "-c",
-        envvar="CLUSTER",
-        metavar="NAME|DIRECTORY",
-        autocompletion=_complete,
-        help="Inventory below deploy/clusters/, or the path of one.",
-    ),
-]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-Yes = Annotated[bool, typer.Option("--yes", "-y", envvar="YES", help="Do not ask.")]
-
-
-def _load(name: str, *, containers: bool = False) -> Cluster:
-    """Load a cluster; ``containers`` says whether one of Compose's will do."""
-    cluster = inventory.load(name, ROOT)
-    if cluster.service_backend == "compose" and not containers:
-        raise BadInputError(
-            f"cluster {cluster.name!r} is a Compose project",
-            next_step="make compose-up, compose-status, compose-down",
-        )
-    for warning in cluster.warnings:
-        stderr.print(f"[yellow]warning[/] {warning}", highlight=False, soft_wrap=True)
-    return cluster
-
-
-def _print_json(value: Any) -> None:
-    typer.echo(json.dumps(value, indent=2))
-
 
 @cluster_commands.command()
 def preflight(cluster: ClusterName = DEFAULT_CLUSTER, as_json: Json = False) -> None:
@@ -106,10 +69,10 @@ def preflight(cluster: ClusterName = DEFAULT_CLUSTER, as_json: Json = False) -> 
     """
     from clusterkit.ops import deployment, status
 
-    loaded = _load(cluster)
+    loaded = load(cluster)
     found = deployment.preflight(loaded, stderr)
     if as_json:
-        _print_json({name: facts.to_ansible() for name, facts in found.items()})
+        print_json({name: facts.to_ansible() for name, facts in found.items()})
     else:
         status.show_preflight(loaded, found, stdout)
 
@@ -138,10 +101,10 @@ def up(
     """
     from clusterkit.ops import deployment, status
 
-    loaded = _load(cluster)
+    loaded = load(cluster)
     done = deployment.up(loaded, stderr, bundle)
     if as_json:
-        _print_json(
+        print_json(
             {
                 "cluster": loaded.name,
                 "changes": done.changes,
@@ -169,9 +132,9 @@ def show_status(cluster: ClusterName = DEFAULT_CLUSTER, as_json: Json = False) -
     """
     from clusterkit.ops import deployment, status
 
-    found = deployment.status_of(_brought_up(cluster))
+    found = deployment.status_of(brought_up(cluster))
     if as_json:
-        _print_json(found.to_json())
+        print_json(found.to_json())
     else:
         status.show(found, stdout)
     if found.problems:
@@ -197,9 +160,9 @@ def check(
     """
     from clusterkit.ops import deployment, status
 
-    probes = deployment.check(_brought_up(cluster, containers=True), deadline)
+    probes = deployment.check(brought_up(cluster, containers=True), deadline)
     if as_json:
-        _print_json({"complete": probes.complete, "answers_ms": probes.answers, "missing": probes.missing})
+        print_json({"complete": probes.complete, "answers_ms": probes.answers, "missing": probes.missing})
     else:
         status.show_probes(probes, stdout)
     if not probes.complete:
@@ -229,7 +192,7 @@ def logs(
     """
     from clusterkit.ops import logfiles
 
-    logfiles.show(_brought_up(cluster), service, lines=lines, follow=follow, console=stdout)
+    logfiles.show(brought_up(cluster), service, lines=lines, follow=follow, console=stdout)
 
 
 @cluster_commands.command()
@@ -246,7 +209,7 @@ def restart(
     """
     from clusterkit.ops import deployment
 
-    for name in deployment.restart(_brought_up(cluster), services or [], stderr):
+    for name in deployment.restart(brought_up(cluster), services or [], stderr):
         stdout.print(f"restarted {name}", highlight=False)
 
 
@@ -268,7 +231,7 @@ def rotate(
     """
     from clusterkit.ops import deployment, status
 
-    loaded = _brought_up(cluster)
+    loaded = brought_up(cluster)
     status.show_certificates(deployment.rotate(loaded, stderr, authority=authority), stdout)
 
 
@@ -282,7 +245,7 @@ def down(cluster: ClusterName = DEFAULT_CLUSTER) -> None:
     """
     from clusterkit.ops import deployment
 
-    loaded = _brought_up(cluster)
+    loaded = brought_up(cluster)
     deployment.down(loaded, stderr)
     stdout.print(
         f"cluster {loaded.name} is down; its data stays in {loaded.home}. Again: make cluster-up",
@@ -304,7 +267,7 @@ def destroy(cluster: ClusterName = DEFAULT_CLUSTER, yes: Yes = False) -> None:
     """
     from clusterkit.ops import deployment
 
-    loaded = _load(cluster)
+    loaded = load(cluster)
     if not yes:
         if not sys.stdin.isatty():
             raise BadInputError(
@@ -333,7 +296,7 @@ def remove_broker(host: BrokerHost, cluster: ClusterName = DEFAULT_CLUSTER) -> N
     """
     from clusterkit.ops import deployment
 
-    loaded = _brought_up(cluster)
+    loaded = brought_up(cluster)
     deployment.remove_broker(loaded, host, stderr)
     stdout.print(
         f"{host} is no broker of {loaded.name} any more; take it out of the group brokers in"
@@ -353,7 +316,7 @@ def replace_broker(host: BrokerHost, cluster: ClusterName = DEFAULT_CLUSTER) -> 
     """
     from clusterkit.ops import deployment
 
-    loaded = _brought_up(cluster)
+    loaded = brought_up(cluster)
     deployment.remove_broker(loaded, host, stderr)
     stdout.print(
         f"the brokers have forgotten {host}. Next: make cluster-up CLUSTER={cluster}",
@@ -383,7 +346,7 @@ def bundle(
         made = bundles.build(ROOT, debian, needs.alternatives(), progress.doing)
     megabytes = made.path.stat().st_size // 1_000_000
     if as_json:
-        _print_json({"path": str(made.path), "megabytes": megabytes, "packages": made.packages})
+        print_json({"path": str(made.path), "megabytes": megabytes, "packages": made.packages})
     else:
         packages = ", ".join(made.packages)
         line = f"{made.path} ({megabytes} MB, {made.architecture}): {packages}"
@@ -414,29 +377,18 @@ def flower(
     """
     from clusterkit.ops import status
 
-    loaded = _brought_up(cluster, containers=True)
+    loaded = brought_up(cluster, containers=True)
     where = loaded.state_dir / "secrets.yml"
     pages = status.flower_pages(loaded)
     url = pages["admin"]
     if as_json:
-        _print_json({"pages": pages, "password_file": str(where), "password_key": "flower"})
+        print_json({"pages": pages, "password_file": str(where), "password_key": "flower"})
     else:
         for user, page in pages.items():
             stdout.print(f"{page}  user {user}", highlight=False, soft_wrap=True)
         stdout.print(f"passwords: under `flower` in {where}", highlight=False, soft_wrap=True)
     if open_browser and not webbrowser.open(url):
         stderr.print("no browser could be opened here; open the address yourself")
-
-
-def _brought_up(name: str, *, containers: bool = False) -> Cluster:
-    """Load a cluster that must have been brought up from this checkout."""
-    cluster = _load(name, containers=containers)
-    if not (cluster.state_dir / "secrets.yml").exists():
-        raise NoClusterError(
-            f"cluster {cluster.name!r} was never brought up from this checkout",
-            next_step=f"make cluster-up CLUSTER={name}",
-        )
-    return cluster
 
 
 def main() -> NoReturn:

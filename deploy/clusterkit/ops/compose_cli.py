@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
+from clusterkit.ops.cli_options import ROOT, Json, print_json, stderr, stdout
 from clusterkit.ops.errors import ClusterUnhealthyError
 from clusterkit.runtime.errors import BadInputError, ClusterUnreachableError
 
@@ -16,8 +14,6 @@ if TYPE_CHECKING:
     from clusterkit.ops.compose import Up
     from clusterkit.ops.model import Cluster
 
-#: The checkout. The command belongs to one.
-ROOT = Path(__file__).resolve().parents[3]
 #: The inventory that is meant when none is named.
 DEFAULT_CLUSTER = "compose"
 
@@ -25,8 +21,6 @@ compose_commands = typer.Typer(
     no_args_is_help=True, rich_markup_mode=None, help="The cluster as containers on this machine."
 )
 
-stdout = Console()
-stderr = Console(stderr=True)
 
 # Not from $CLUSTER, which names the cluster of the other commands.
 ClusterName = Annotated[
@@ -38,7 +32,6 @@ ClusterName = Annotated[
         help="Inventory below deploy/clusters/, or the path of one.",
     ),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
 @compose_commands.command()
@@ -69,7 +62,7 @@ def up(
     project = composeplan.project(loaded, variants)
     done = compose.up(project, stderr)
     if as_json:
-        _print_json(
+        print_json(
             {
                 "cluster": loaded.name,
                 "project": project.name,
@@ -99,7 +92,7 @@ def status(cluster: ClusterName = DEFAULT_CLUSTER, as_json: Json = False) -> Non
 
     found = compose.status_of(_load(cluster))
     if as_json:
-        _print_json(found.to_json())
+        print_json(found.to_json())
     else:
         states.show(found, stdout)
     if found.problems:
@@ -147,10 +140,6 @@ def _load(name: str) -> Cluster:
     for warning in cluster.warnings:
         stderr.print(f"[yellow]warning[/] {warning}", highlight=False, soft_wrap=True)
     return cluster
-
-
-def _print_json(value: Any) -> None:
-    typer.echo(json.dumps(value, indent=2))
 
 
 def _show(cluster: Cluster, done: Up) -> None:

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import asdict
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from clusterkit.ops import lab as labs
 from clusterkit.ops import labssh
+from clusterkit.ops.cli_options import ROOT, Json, print_json, stderr, stdout
 from clusterkit.ops.errors import ClusterUnhealthyError
 from clusterkit.ops.images import RELEASES, Release
 from clusterkit.ops.labplan import DEFAULT_HOSTS, MOST_HOSTS
 from clusterkit.ops.progress import Progress
 
-ROOT = Path(__file__).resolve().parents[3]
 DEFAULT_LAB = "lab"
 
 commands = typer.Typer(
@@ -27,13 +24,10 @@ commands = typer.Typer(
     rich_markup_mode=None,
     help="Blank hosts on this machine, to try clusters out on: containers that boot systemd and sshd.",
 )
-stdout = Console()
-stderr = Console(stderr=True)
 
 LabName = Annotated[
     str, typer.Option("--lab", "-l", envvar="LAB", metavar="NAME", help="The lab, and its cluster's name.")
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
 @commands.command("up")
@@ -61,7 +55,7 @@ def lab_up(
     with Progress(f"lab {lab}", labs.PHASES, stderr) as progress:
         done = labs.up(wanted, hosts, debian, progress)
     if as_json:
-        _print_json({"lab": lab, **asdict(done), "seconds": round(done.seconds, 1)})
+        print_json({"lab": lab, **asdict(done), "seconds": round(done.seconds, 1)})
         return
     _show_up(lab, done)
 
@@ -77,7 +71,7 @@ def lab_status(lab: LabName = DEFAULT_LAB, as_json: Json = False) -> None:
     """
     hosts = labs.status(labs.Lab(lab, ROOT))
     if as_json:
-        _print_json({"lab": lab, "hosts": [asdict(host) for host in hosts]})
+        print_json({"lab": lab, "hosts": [asdict(host) for host in hosts]})
     else:
         stdout.print(_table(hosts))
     unwell = [f"{host.host} ({host.state} {host.systemd}".rstrip() + ")" for host in hosts if not host.well]
@@ -165,7 +159,3 @@ def _duration(seconds: float) -> str:
 
 def _say(text: str) -> None:
     stdout.print(text, highlight=False, soft_wrap=True)
-
-
-def _print_json(value: Any) -> None:
-    typer.echo(json.dumps(value, indent=2))
