@@ -11,6 +11,11 @@
 #   SERVICE   one service, as make cluster-status lists them (cluster-logs, -restart)   [all]
 #   LINES     last lines of each service's log (cluster-logs)                            [20]
 #   FOLLOW    1: go on as lines come (cluster-logs)                                        []
+#   APP_SOURCE  path, wheel or git URL instead of the inventory's app_source (cluster-release) []
+#   CANARY    host that gets a release first (cluster-release, -rollback)         [a worker]
+#   SERIAL    hosts at a time that get it afterwards (cluster-release, -rollback)  [a third]
+#   ALLOW_MISSING  1: task names may go away (cluster-release, -rollback)                  []
+#   RELEASE   release to go back to (cluster-rollback)                      [the one before]
 #   YES       1: do not ask (cluster-destroy)                                              []
 #   JSON      1: print JSON instead of tables (cluster-up, -status, -check, flower)        []
 #   TASK      task to submit, such as tasks.compute.fibonacci (submit)                     []
@@ -40,10 +45,11 @@ MAKEFLAGS += --no-print-directory
 
 clusterkit := .venv/bin/clusterkit
 json := $(if $(filter 1,$(JSON)),--json)
+rollout = $(if $(CANARY),--canary $(CANARY)) $(if $(SERIAL),--serial $(SERIAL)) $(if $(filter 1,$(ALLOW_MISSING)),--allow-missing)
 
 .DEFAULT_GOAL := help
 .PHONY: help cluster-preflight cluster-up cluster-status cluster-check cluster-logs cluster-restart \
-        cluster-rotate cluster-down cluster-destroy broker-remove broker-replace bundle \
+        cluster-release cluster-rollback cluster-releases cluster-rotate cluster-down cluster-destroy broker-remove broker-replace bundle \
         lab-up lab-status lab-ssh lab-down compose-up compose-status compose-down submit flower test lint format reference requirements
 
 ##@ Help
@@ -69,6 +75,15 @@ cluster-logs: .venv/.ready ## the services' last log lines [SERVICE= LINES= FOLL
 
 cluster-restart: .venv/.ready ## restart services one after the other; running tasks finish first [SERVICE=]
 	@$(clusterkit) cluster restart $(SERVICE)
+
+cluster-release: .venv/.ready ## roll a new release out, a canary host first; running tasks finish [APP_SOURCE= CANARY= SERIAL=]
+	@$(clusterkit) cluster release $(json) $(if $(APP_SOURCE),--source '$(APP_SOURCE)') $(rollout)
+
+cluster-rollback: .venv/.ready ## go back to the release before, or to a certain one [RELEASE= CANARY= SERIAL=]
+	@$(clusterkit) cluster rollback $(json) $(RELEASE) $(rollout)
+
+cluster-releases: .venv/.ready ## the releases: when, by whom, how many tasks, where they run
+	@$(clusterkit) cluster releases $(json)
 
 cluster-rotate: .venv/.ready ## new certificates for every host; no connection is cut [AUTHORITY=1]
 	@$(clusterkit) cluster rotate $(if $(filter 1,$(AUTHORITY)),--authority)

@@ -10,7 +10,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from clusterkit.ops import compose_cli, lab_cli
+from clusterkit.ops import compose_cli, lab_cli, release_cli
 from clusterkit.ops.cli_options import (
     ROOT,
     ClusterName,
@@ -54,6 +54,7 @@ broker_commands = typer.Typer(
     no_args_is_help=True, rich_markup_mode=None, help="Take hosts out of the broker, or replace them."
 )
 app.add_typer(cluster_commands, name="cluster")
+release_cli.register(cluster_commands)
 app.add_typer(broker_commands, name="broker")
 app.add_typer(lab_cli.commands, name="lab")
 app.add_typer(compose_cli.compose_commands, name="compose")
