@@ -29,7 +29,7 @@ def new_version(source: Path, version: str, *more: str) -> None:
 
 @dataclass(frozen=True)
 class Execution:
-    """A line of the ledger: the task ``number`` began or ended on ``node`` at ``at``, in seconds of the clock."""
+    """A line of the ledger: task ``number`` began or ended on ``node`` at ``at``, in seconds of the clock."""
 
     number: int
     what: str
