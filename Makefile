@@ -21,6 +21,7 @@
 #   REDACT    1: hide arguments and results (dlq-list, -show)                              []
 #   FORCE     1: replace what is there (cluster-restore); replay all the same (dlq-replay) []
 #   KEEP      1: the inventory that is there counts, not the backup's (cluster-restore)     []
+#   PASSWORD_FILE  a file with a backup's password; else it is asked for (cluster-backup, -restore)
 #   TASK      a task, such as tasks.compute.fibonacci (submit; dlq-*: letters of it)       []
 #   ARGS      its arguments: a JSON list, or an object for keywords (submit)             [[]]
 #   WAIT      0: do not wait for the result (submit)                                      [1]
@@ -48,6 +49,7 @@ MAKEFLAGS += --no-print-directory
 
 clusterkit := .venv/bin/clusterkit
 letters = $(ID) $(if $(TASK),--task $(TASK)) $(if $(QUEUE),--queue $(QUEUE)) $(if $(REASON),--reason $(REASON))
+password := $(if $(PASSWORD_FILE),--password-file $(PASSWORD_FILE))
 json := $(if $(filter 1,$(JSON)),--json)
 
 .DEFAULT_GOAL := help
@@ -83,11 +85,11 @@ cluster-restart: .venv/.ready ## restart services one after the other; running t
 cluster-rotate: .venv/.ready ## new certificates for every host; no connection is cut [AUTHORITY=1]
 	@$(clusterkit) cluster rotate $(if $(filter 1,$(AUTHORITY)),--authority)
 
-cluster-backup: .venv/.ready ## inventory, secrets, definitions and schedule in one encrypted file; no messages [FILE=]
-	@$(clusterkit) cluster backup $(FILE) $(json)
+cluster-backup: .venv/.ready ## inventory, secrets, definitions and schedule in one encrypted file; no messages [FILE= PASSWORD_FILE=]
+	@$(clusterkit) cluster backup $(FILE) $(password) $(json)
 
 cluster-restore: .venv/.ready ## a blank cluster from a backup; clients keep their credentials [FILE= FORCE=1 KEEP=1]
-	@$(clusterkit) cluster restore $(FILE) $(if $(filter 1,$(FORCE)),--force) $(if $(filter 1,$(KEEP)),--keep-inventory) $(json)
+	@$(clusterkit) cluster restore $(FILE) $(if $(filter 1,$(FORCE)),--force) $(if $(filter 1,$(KEEP)),--keep-inventory) $(password) $(json)
 
 cluster-down: .venv/.ready ## stop the services; messages, results and settings stay
 	@$(clusterkit) cluster down

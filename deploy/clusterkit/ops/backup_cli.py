@@ -20,29 +20,41 @@ if TYPE_CHECKING:
 _NOT_PART = "Messages and results are not part of it (clusterkit queue dump drains a queue into a file)."
 
 
+PasswordFile = Annotated[
+    Path | None,
+    typer.Option(
+        exists=True,
+        dir_okay=False,
+        help="A file with the backup's password, or a program that prints it. Default:"
+        " $ANSIBLE_VAULT_PASSWORD_FILE, which also encrypts the cluster's own secrets; else it is asked for.",
+    ),
+]
+
+
 def backup(
     file: Annotated[
         Path | None,
         typer.Argument(dir_okay=False, help="A new file. Default: below .cluster/backups/."),
     ] = None,
     cluster: ClusterName = DEFAULT_CLUSTER,
+    password_file: PasswordFile = None,
     as_json: Json = False,
 ) -> None:
     """Write inventory, passwords, certificates, the broker's definitions and the schedule to one file.
 
-    It is encrypted with a password that is asked for, or is in $ANSIBLE_VAULT_PASSWORD_FILE; without it the
-    file is of no use. Messages and results are not part of it, nor is the app.
+    It is encrypted as ansible-vault does; without its password the file is of no use. Messages and results
+    are not part of it, nor is the app.
 
     \b
     Examples:
       clusterkit cluster backup
-      ANSIBLE_VAULT_PASSWORD_FILE=~/.vault clusterkit cluster backup /mnt/backups/monday.backup
+      clusterkit cluster backup /mnt/backups/monday.backup --password-file ~/.backup-password
     """
     from clusterkit.ops import backup as backups
 
     wanted = brought_up(cluster)
     path = file or backups.default_path(wanted)
-    made = backups.make(wanted, path, _vault(new=True), stderr)
+    made = backups.make(wanted, path, _vault(password_file, new=True), stderr)
     if as_json:
         print_json(
             {
@@ -73,6 +85,7 @@ def restore(
             "--keep-inventory", help="The inventory that is there counts: hosts with new addresses."
         ),
     ] = False,
+    password_file: PasswordFile = None,
     as_json: Json = False,
 ) -> None:
     """Make a blank cluster what a backed-up one was: same passwords, same authority, same schedule.
@@ -88,7 +101,7 @@ def restore(
     """
     from clusterkit.ops import backup as backups
 
-    content = backups.read(file, _vault(new=False))
+    content = backups.read(file, _vault(password_file, new=False))
     directory = _directory(cluster, content.cluster)
     described = load(str(directory)) if keep_inventory else backups.loaded(content, ROOT)
     found = backups.in_the_way(content, directory, described.state_dir, keep_inventory=keep_inventory)
@@ -143,15 +156,17 @@ def _directory(cluster: str, name: str) -> Path:
     return directory.resolve()
 
 
-def _vault(*, new: bool) -> Vault:
+def _vault(password_file: Path | None, *, new: bool) -> Vault:
     from clusterkit.ops import vault
 
+    if password_file:
+        return vault.Vault(password_file)
     if found := vault.from_environment():
         return found
     if not sys.stdin.isatty():
         raise BadInputError(
             "the backup's password cannot be asked for here",
-            next_step=f"{vault.VAULT_VARIABLE} names a file with it",
+            next_step=f"--password-file, or {vault.VAULT_VARIABLE}, names a file with it",
         )
     password = typer.prompt("Password of the backup", hide_input=True, confirmation_prompt=new, err=True)
     return vault.Vault(typed=password)
