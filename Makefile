@@ -122,7 +122,7 @@ flower: .venv/.ready ## Flower's address, and where its password is [OPEN=1]
 ##@ Development
 test: .venv/.ready-dev ## all tests, from nothing: brings up a cluster of its own [TESTS=]
 	@tests/provide
-	@.venv/bin/pytest $(TESTS)
+	@.venv/bin/pytest $(if $(filter tests,$(TESTS)),--numprocesses 2 --dist loadgroup) $(TESTS)
 
 lint: .venv/.ready-dev ## ruff, mypy --strict, ansible-lint
 	@.venv/bin/ruff format --check .
