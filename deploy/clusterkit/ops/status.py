@@ -212,7 +212,7 @@ def _queue_problems(cluster: Cluster, queues: dict[str, Queue], found: tuple[Nod
         queue = queues.get(name)
         if queue is None:
             problems.append(f"queue {name} is not declared: make cluster-up")
-        elif queue.type != "quorum":
+        elif queue.type != "quorum" and not cluster.stock:
             problems.append(f"queue {name} is a {queue.type} queue, not a quorum queue")
         elif not queue.consumers and name not in consumed:
             problems.append(f"queue {name} has no consumer")
