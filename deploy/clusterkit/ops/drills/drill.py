@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import redis.exceptions
+from amqp.exceptions import AMQPError
+from kombu.exceptions import OperationalError
 
 from clusterkit.ops import deployment
 from clusterkit.ops.drills import beats, deadletters, journal, ledger, outcome
@@ -201,7 +203,14 @@ def _settle(cluster: Cluster, drill: str, path: Path, tell: Callable[[str], None
 
 #: So few tasks that they may all be dead letters.
 _FEW: Final = 200
-_AWAY: Final = (ClusterUnreachableError, redis.exceptions.RedisError, OSError)
+#: What asking raises while servers come and go.
+_AWAY: Final = (
+    ClusterUnreachableError,
+    redis.exceptions.RedisError,
+    OperationalError,
+    AMQPError,
+    OSError,
+)
 
 
 def _left(drill: str, confirmed: set[int], executions: list[Execution], dead: set[str]) -> set[int]:
@@ -227,10 +236,17 @@ def _must_be_healthy(cluster: Cluster, tell: Callable[[str], None]) -> None:
         )
 
 
+def _problems(cluster: Cluster) -> tuple[str, ...]:
+    try:
+        return deployment.status_of(cluster).problems
+    except _AWAY as error:
+        return (str(error),)
+
+
 def _wait_for_health(cluster: Cluster, tell: Callable[[str], None]) -> tuple[str, ...]:
     """Wait until the status has no problem; return those it still has."""
     give_up_at = time.monotonic() + _HEALTHY
-    while problems := deployment.status_of(cluster).problems:
+    while problems := _problems(cluster):
         if time.monotonic() > give_up_at:
             break
         tell(problems[0])

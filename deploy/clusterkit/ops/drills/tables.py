@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from rich.console import Console
-
     from clusterkit.ops.drills.outcome import Outcome, Run
 
 _NOTHING: Final = "-"
+#: Characters of the widest table on a terminal.
+_WIDTH: Final = 190
 
 
 def _errors(outcome: Outcome) -> str:
@@ -46,17 +47,17 @@ COLUMNS: Final[dict[str, Callable[[Outcome], str]]] = {
     "sent": lambda outcome: str(outcome.ledger.sent),
     "confirmed": lambda outcome: str(outcome.ledger.confirmed),
     "lost": lambda outcome: str(len(outcome.ledger.lost)),
-    "begun again": lambda outcome: _count(outcome.ledger.begun_again),
-    "completed again": lambda outcome: _count(outcome.ledger.completed_again),
+    "begun twice": lambda outcome: _count(outcome.ledger.begun_again),
+    "done twice": lambda outcome: _count(outcome.ledger.completed_again),
     "dead letters": lambda outcome: _count(len(outcome.ledger.dead)),
     "unknown": _unknown,
-    "errors to the producer": _errors,
-    "results missing": lambda outcome: _count(outcome.ledger.results_missing),
-    "delay s p50/p95/max": _delays,
-    "recovery s": lambda outcome: f"{outcome.ledger.recovery:.0f}",
-    "healthy s": _healthy,
+    "producer's errors": _errors,
+    "no result": lambda outcome: _count(outcome.ledger.results_missing),
+    "delay p50 / p95 / max, s": _delays,
+    "recovery, s": lambda outcome: f"{outcome.ledger.recovery:.0f}",
+    "healthy, s": _healthy,
 }
-_BAD: Final = {"lost", "results missing"}
+_BAD: Final = {"lost", "no result"}
 
 
 def show(run: Run, console: Console) -> None:
@@ -71,11 +72,12 @@ def show(run: Run, console: Console) -> None:
     )
     table.add_column("fault", no_wrap=True)
     for name in COLUMNS:
-        table.add_column(name, justify="right" if name != "errors to the producer" else "left")
+        table.add_column(name, no_wrap=True, justify="left" if name == "producer's errors" else "right")
     for outcome in run.outcomes:
         cells = [_colored(name, cell(outcome)) for name, cell in COLUMNS.items()]
         table.add_row(f"[{'green' if outcome.well else 'red'}]{outcome.fault}[/]", *cells)
-    console.print(table)
+    # Never folded: in a log there is room for it.
+    Console(file=console.file, width=max(console.width, _WIDTH)).print(table)
     for outcome in run.outcomes:
         if outcome.beats:
             console.print(f"[bold]{outcome.fault}[/]: {beats(outcome)}", highlight=False, soft_wrap=True)
@@ -112,7 +114,7 @@ def _single(run: Run) -> str:
 
 
 #: What two runs are compared by.
-_COMPARED: Final = ("lost", "completed again", "dead letters", "results missing", "errors to the producer")
+_COMPARED: Final = ("lost", "done twice", "dead letters", "no result", "producer's errors")
 
 
 def _beside(runs: list[Run]) -> str:
