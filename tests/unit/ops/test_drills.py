@@ -85,6 +85,19 @@ def test_a_host_is_cut_off_from_what_it_should_not_reach_alone(inventory: Invent
     assert "ip6 daddr 2001:db8::1 drop" in script
 
 
+def test_no_script_is_a_template_to_ansible(inventory: Inventory) -> None:
+    hosts = Hosts(inventory.load())
+    scripts = [
+        hosts.kill("rabbitmq"),
+        hosts.kill_children("worker-cpu", 3),
+        hosts.restart("rabbitmq"),
+        hosts.cut_off(["192.0.2.1"]),
+        hosts.alarm("memory", on=True),
+        hosts.alarm("disk", on=False),
+    ]
+    assert not any(mark in script for script in scripts for mark in ("{{", "{%", "{#"))
+
+
 def test_stock_settings_are_refused_where_nothing_may_be_hurt(inventory: Inventory) -> None:
     inventory.settings(celery_settings="celery_settings: stock")
     assert any("drills: true" in problem for problem in inventory.problems)

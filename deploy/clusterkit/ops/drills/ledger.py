@@ -78,7 +78,7 @@ class Ledger:
     waiting: int
     """Messages that were still in the queues at the end: the drill gave up waiting for them."""
     delays: dict[str, Delays]
-    """Before, during and after the fault, by when a task was sent."""
+    """Of tasks sent before the fault, during it (until all had recovered), and after."""
     late_after: float
     """Seconds after which a task counts as late."""
     recovery: float
@@ -128,8 +128,8 @@ def make(  # noqa: PLR0913 - what a drill left behind, each of another origin
     confirmed = {number for number, one in sent.items() if one.confirmed}
     refused = {number for number, one in sent.items() if one.error}
     unknown = {number for number, one in sent.items() if one.answered is None}
-    delays = _delays(sent, runs, window)
-    late_after = max(_LATE_AT_LEAST, _LATE_FACTOR * delays["before"].p95)
+    late_after = max(_LATE_AT_LEAST, _LATE_FACTOR * _delays(sent, runs, window)["before"].p95)
+    recovery = _recovery(sent, runs, window, late_after)
     return Ledger(
         sent=len(sent),
         confirmed=len(confirmed),
@@ -145,9 +145,10 @@ def make(  # noqa: PLR0913 - what a drill left behind, each of another origin
         unknown_but_ran=len(unknown & completed.keys()),
         results_missing=sum(task_id(drill, number) not in there for number in completed),
         waiting=waiting,
-        delays=delays,
+        # A blow has no length of its own: what it does lasts until all have recovered.
+        delays=_delays(sent, runs, Window(window.begin, window.end + recovery)),
         late_after=round(late_after, 3),
-        recovery=_recovery(sent, runs, window, late_after),
+        recovery=recovery,
     )
 
 

@@ -142,7 +142,8 @@ done"""
     def alarm(self, resource: Literal["memory", "disk"], *, on: bool) -> str:
         """Return a script that sets or clears an alarm of the host's broker node, as its own monitors do."""
         alarm = f"{{resource_limit, {resource}, node()}}"
-        do = f"set_alarm({{{alarm}, []}})" if on else f"clear_alarm({alarm})"
+        # With a blank: two braces would be a template to Ansible.
+        do = f"set_alarm({{ {alarm}, []}})" if on else f"clear_alarm({alarm})"
         return f"{self._command('rabbitmqctl')} --quiet eval 'rabbit_alarm:{do}.'"
 
     def last_lock(self) -> str:

@@ -120,7 +120,9 @@ _COMPARED: Final = ("lost", "done twice", "dead letters", "no result", "producer
 def _beside(runs: list[Run]) -> str:
     found = [{outcome.fault: outcome for outcome in run.outcomes} for run in runs]
     names = [name for name in found[0] if all(name in each for each in found)]
-    header = ["fault", *(f"{name}: {run.settings}" for name in _COMPARED for run in runs)]
+    same = len({run.settings for run in runs}) == 1
+    labels = [run.cluster if same else run.settings for run in runs]
+    header = ["fault", *(f"{name}: {label}" for name in _COMPARED for label in labels)]
     rows = [
         [name, *(COLUMNS[column](each[name]) for column in _COMPARED for each in found)] for name in names
     ]
