@@ -25,6 +25,10 @@
 #   VARIANT   pool of the io workers: gevent, eventlet or threads (compose-up)              []
 #   BROKERS   1 or 3 (compose-up)                                                           []
 #   VOLUMES   1: remove messages and results, too (compose-down)                            []
+#   DRILL     a drill, all, or random; make drill-list has their names (drill)          [all]
+#   TASKS     tasks to send in each drill, at least (drill)                           [10000]
+#   RATE      tasks a second (drill)                                                    [200]
+#   SEED      decides about targets; the same one repeats a run (drill)                    []
 #   PYTHON    interpreter the virtual environment is made with, 3.11 or later       [python3]
 
 CLUSTER ?= local
@@ -44,7 +48,7 @@ json := $(if $(filter 1,$(JSON)),--json)
 .DEFAULT_GOAL := help
 .PHONY: help cluster-preflight cluster-up cluster-status cluster-check cluster-logs cluster-restart \
         cluster-rotate cluster-down cluster-destroy broker-remove broker-replace bundle \
-        lab-up lab-status lab-ssh lab-down compose-up compose-status compose-down submit flower test lint format reference requirements
+        lab-up lab-status lab-ssh lab-down compose-up compose-status compose-down submit flower drill drill-list test lint format reference requirements
 
 ##@ Help
 help: ## list the targets
@@ -118,6 +122,13 @@ submit: .venv/.ready ## submit a task and wait for its result [TASK= ARGS= WAIT=
 
 flower: .venv/.ready ## Flower's address, and where its password is [OPEN=1]
 	@$(clusterkit) flower $(json) $(if $(filter 1,$(OPEN)),--open)
+
+##@ Drills
+drill: .venv/.ready ## cause faults under load and count what they cost; needs drills: true [DRILL= TASKS= RATE= SEED=]
+	@$(clusterkit) drill run $(DRILL) $(if $(TASKS),--tasks $(TASKS)) $(if $(RATE),--rate $(RATE)) $(if $(SEED),--seed $(SEED)) $(json)
+
+drill-list: .venv/.ready ## every drill: what it does, what should be seen, whether it is possible here
+	@$(clusterkit) drill list $(json)
 
 ##@ Development
 test: .venv/.ready-dev ## all tests, from nothing: brings up a cluster of its own [TESTS=]

@@ -238,6 +238,11 @@ def restart(cluster: Cluster, services: list[str], console: Console) -> list[str
     return [name for result in outcome.all() for name in result.get("affected", ())]
 
 
+def restart_services(cluster: Cluster, services: list[str]) -> None:
+    """Restart ``services`` one after the other, for a command that has the cluster for itself already."""
+    playbook.run(cluster, "restart", {**_base_variables(cluster), "cluster_services": services})
+
+
 def ask(cluster: Cluster, name: str, variables: dict[str, Any]) -> playbook.Outcome:
     """Run a playbook that only looks; hosts that cannot be reached are in the outcome's failures."""
     return playbook.run(cluster, name, {**_base_variables(cluster), **variables}, partial=True)

@@ -158,11 +158,13 @@ def _scheme(cluster: Cluster) -> str:
 def nodes(cluster: Cluster, app: Celery) -> tuple[NodeStatus, ...]:
     """Return every worker node of the inventory with what it says of itself."""
     expected = cluster.expected_nodes()
-    # Waiting ends when all have answered, so the limit only costs when one is missing.
-    control = app.control.inspect(timeout=_ANSWER, limit=len(expected))
-    stats = control.stats() or {}
-    queues = control.active_queues() if stats else {}
-    active = control.active() if stats else {}
+    # A connection of its own: one of the pool may be from before a broker went away.
+    with app.connection_for_write() as connection:
+        # Waiting ends when all have answered, so the limit only costs when one is missing.
+        control = app.control.inspect(timeout=_ANSWER, limit=len(expected), connection=connection)
+        stats = control.stats() or {}
+        queues = control.active_queues() if stats else {}
+        active = control.active() if stats else {}
     return tuple(_node(name, node, stats.get(name), queues or {}, active or {}) for name, node in expected)
 
 
@@ -212,7 +214,7 @@ def _queue_problems(cluster: Cluster, queues: dict[str, Queue], found: tuple[Nod
         queue = queues.get(name)
         if queue is None:
             problems.append(f"queue {name} is not declared: make cluster-up")
-        elif queue.type != "quorum":
+        elif queue.type != "quorum" and not cluster.stock:
             problems.append(f"queue {name} is a {queue.type} queue, not a quorum queue")
         elif not queue.consumers and name not in consumed:
             problems.append(f"queue {name} has no consumer")
