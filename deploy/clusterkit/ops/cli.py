@@ -10,7 +10,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from clusterkit.ops import compose_cli, drills_cli, lab_cli
+from clusterkit.ops import compose_cli, dlq_cli, drills_cli, lab_cli, queue_cli
 from clusterkit.ops.cli_options import (
     ROOT,
     ClusterName,
@@ -55,6 +55,8 @@ broker_commands = typer.Typer(
 )
 app.add_typer(cluster_commands, name="cluster")
 app.add_typer(broker_commands, name="broker")
+app.add_typer(dlq_cli.commands, name="dlq")
+app.add_typer(queue_cli.commands, name="queue")
 app.add_typer(lab_cli.commands, name="lab")
 app.add_typer(compose_cli.compose_commands, name="compose")
 app.add_typer(drills_cli.commands, name="drill")
