@@ -5,14 +5,14 @@
 #
 # Variables (also from the environment):
 #   CLUSTER   inventory below deploy/clusters/, or the path of one                  [local]
-#   BUNDLE    distribution packages for hosts that reach no registry (cluster-up)           []
+#   BUNDLE    distribution packages for hosts that reach no registry (cluster-up, broker-upgrade) []
 #   AUTHORITY 1: a new certificate authority, too (cluster-rotate)                         []
 #   HOST      one host, such as h1 (broker-*, lab-ssh; lab-down: remove only this one)     []
 #   SERVICE   one service, as make cluster-status lists them (cluster-logs, -restart)   [all]
-#   LINES     last lines of each service's log (cluster-logs)                            [20]
+#   LINES     last lines of each service's log, or of the record (cluster-logs, -audit)  [20]
 #   FOLLOW    1: go on as lines come (cluster-logs)                                        []
 #   YES       1: do not ask (cluster-destroy)                                              []
-#   JSON      1: print JSON instead of tables (cluster-up, -status, -check, flower)        []
+#   JSON      1: print JSON instead of tables (cluster-up, -status, -check, -audit, flower) []
 #   TASK      task to submit, such as tasks.compute.fibonacci (submit)                     []
 #   ARGS      its arguments: a JSON list, or an object for keywords (submit)             [[]]
 #   WAIT      0: do not wait for the result (submit)                                      [1]
@@ -47,8 +47,10 @@ json := $(if $(filter 1,$(JSON)),--json)
 
 .DEFAULT_GOAL := help
 .PHONY: help cluster-preflight cluster-up cluster-status cluster-check cluster-logs cluster-restart \
-        cluster-rotate cluster-down cluster-destroy broker-remove broker-replace bundle \
-        lab-up lab-status lab-ssh lab-down compose-up compose-status compose-down submit flower drill drill-list test lint format reference requirements
+        cluster-rotate cluster-audit cluster-drain cluster-undrain cluster-down cluster-destroy \
+        broker-restart broker-upgrade broker-remove broker-replace bundle drill drill-list \
+        lab-up lab-status lab-ssh lab-down compose-up compose-status compose-down submit flower \
+        test lint format reference requirements
 
 ##@ Help
 help: ## list the targets
@@ -77,6 +79,9 @@ cluster-restart: .venv/.ready ## restart services one after the other; running t
 cluster-rotate: .venv/.ready ## new certificates for every host; no connection is cut [AUTHORITY=1]
 	@$(clusterkit) cluster rotate $(if $(filter 1,$(AUTHORITY)),--authority)
 
+cluster-audit: .venv/.ready ## who changed the cluster, when and with what command [LINES=]
+	@$(clusterkit) cluster audit --lines $(LINES) $(json)
+
 cluster-down: .venv/.ready ## stop the services; messages, results and settings stay
 	@$(clusterkit) cluster down
 
@@ -84,6 +89,12 @@ cluster-destroy: .venv/.ready ## stop the services and remove all that was made 
 	@$(clusterkit) cluster destroy
 
 ##@ Hosts
+broker-restart: .venv/.ready ## restart the brokers one after the other, each when the others can do without it [HOST=]
+	@$(clusterkit) broker restart $(json) $(if $(HOST),--host $(HOST)) $(if $(TIMEOUT),--timeout $(TIMEOUT))
+
+broker-upgrade: .venv/.ready ## bring the distribution's newer RabbitMQ to them the same way [BUNDLE=]
+	@$(clusterkit) broker upgrade $(json) $(if $(BUNDLE),--bundle $(BUNDLE)) $(if $(TIMEOUT),--timeout $(TIMEOUT))
+
 broker-remove: .venv/.ready ## take a broker host out of the cluster, its queues' members first [HOST=]
 	@$(clusterkit) broker remove $(HOST)
 

@@ -253,7 +253,8 @@ def show(status: Status, console: Console) -> None:
         )
 
 
-def _table(title: str, *columns: str, right: tuple[str, ...] = ()) -> Table:
+def new_table(title: str, *columns: str, right: tuple[str, ...] = ()) -> Table:
+    """Return a table as all of the kit's are; columns in ``right`` are aligned there."""
     table = Table(
         title=title,
         title_justify="left",
@@ -268,7 +269,7 @@ def _table(title: str, *columns: str, right: tuple[str, ...] = ()) -> Table:
 
 
 def _service_table(status: Status) -> Table:
-    table = _table("Services", "service", "host", "state", "pid", "up", right=("pid", "up"))
+    table = new_table("Services", "service", "host", "state", "pid", "up", right=("pid", "up"))
     for service in status.services:
         table.add_row(
             service.name,
@@ -282,7 +283,7 @@ def _service_table(status: Status) -> Table:
 
 def _node_table(status: Status) -> Table:
     numbers = ("slots", "running", "done", "up")
-    table = _table(
+    table = new_table(
         "Worker nodes", "node", "pool", "slots", "queues", "running", "done", "up", "state", right=numbers
     )
     for node in status.nodes:
@@ -301,7 +302,7 @@ def _node_table(status: Status) -> Table:
 
 def _queue_table(status: Status) -> Table:
     numbers = ("ready", "unacked", "consumers")
-    table = _table("Queues", "queue", "type", "ready", "unacked", "consumers", right=numbers)
+    table = new_table("Queues", "queue", "type", "ready", "unacked", "consumers", right=numbers)
     for queue in status.queues:
         table.add_row(
             queue.name, queue.type, str(queue.ready), str(queue.unacknowledged), str(queue.consumers)
@@ -325,7 +326,7 @@ def duration(seconds: int) -> str:
 
 def show_preflight(cluster: Cluster, found: dict[str, HostFacts], console: Console) -> None:
     """Print what was found on hosts that are fit for the cluster."""
-    table = _table(
+    table = new_table(
         f"Hosts of cluster {cluster.name}", "host", "groups", "address", "Python", "machine", "to install"
     )
     for name, facts in found.items():
@@ -338,7 +339,7 @@ def show_preflight(cluster: Cluster, found: dict[str, HostFacts], console: Conso
 
 def show_certificates(ends: dict[str, datetime], console: Console) -> None:
     """Print until when each host's certificate is good."""
-    table = _table("Certificates", "host", "good until")
+    table = new_table("Certificates", "host", "good until")
     for name, end in ends.items():
         table.add_row(name, f"{end:%Y-%m-%d}")
     console.print(table)
@@ -346,7 +347,7 @@ def show_certificates(ends: dict[str, datetime], console: Console) -> None:
 
 def show_probes(probes: Probes, console: Console) -> None:
     """Print which worker node answered on which queue, and how long its probe took."""
-    table = _table("Probe tasks", "queue", "node", "answer", right=("answer",))
+    table = new_table("Probe tasks", "queue", "node", "answer", right=("answer",))
     for queue, answers in probes.answers.items():
         for node, milliseconds in sorted(answers.items()):
             table.add_row(queue, node, f"{milliseconds:.0f} ms")
@@ -357,7 +358,7 @@ def show_probes(probes: Probes, console: Console) -> None:
 
 def show_deployed(cluster: Cluster, deployed: Deployed, console: Console) -> None:
     """Print what runs now, where to look, and what to type next."""
-    table = _table(
+    table = new_table(
         f"Cluster {cluster.name}", "node", "pool", "slots", "queues", "probes answered in", right=("slots",)
     )
     for node in deployed.nodes:
