@@ -5,14 +5,14 @@
 #
 # Variables (also from the environment):
 #   CLUSTER   inventory below deploy/clusters/, or the path of one                  [local]
-#   BUNDLE    distribution packages for hosts that reach no registry (cluster-up)           []
+#   BUNDLE    distribution packages for hosts that reach no registry (cluster-up, broker-upgrade) []
 #   AUTHORITY 1: a new certificate authority, too (cluster-rotate)                         []
 #   HOST      one host, such as h1 (broker-*, lab-ssh; lab-down: remove only this one)     []
 #   SERVICE   one service, as make cluster-status lists them (cluster-logs, -restart)   [all]
-#   LINES     last lines of each service's log (cluster-logs)                            [20]
+#   LINES     last lines of each service's log, or of the record (cluster-logs, -audit)  [20]
 #   FOLLOW    1: go on as lines come (cluster-logs)                                        []
 #   YES       1: do not ask (cluster-destroy, dlq-drop)                                    []
-#   JSON      1: print JSON instead of tables (cluster-up, -status, -check, flower)        []
+#   JSON      1: print JSON instead of tables (cluster-up, -status, -check, -audit, flower) []
 #   FILE      a file (cluster-backup, -restore; queue-dump, -load)                         []
 #   ID        dead letters, as make dlq-list names them, or beginnings (dlq-*)             []
 #   QUEUE     a queue (queue-dump; queue-load: another one; dlq-*: letters from it)        []
@@ -34,6 +34,10 @@
 #   VARIANT   pool of the io workers: gevent, eventlet or threads (compose-up)              []
 #   BROKERS   1 or 3 (compose-up)                                                           []
 #   VOLUMES   1: remove messages and results, too (compose-down)                            []
+#   DRILL     a drill, all, or random; make drill-list has their names (drill)          [all]
+#   TASKS     tasks to send in each drill, at least (drill)                           [10000]
+#   RATE      tasks a second (drill)                                                    [200]
+#   SEED      decides about targets; the same one repeats a run (drill)                    []
 #   PYTHON    interpreter the virtual environment is made with, 3.11 or later       [python3]
 
 CLUSTER ?= local
@@ -54,9 +58,11 @@ json := $(if $(filter 1,$(JSON)),--json)
 
 .DEFAULT_GOAL := help
 .PHONY: help cluster-preflight cluster-up cluster-status cluster-check cluster-logs cluster-restart \
-        cluster-rotate cluster-backup cluster-restore cluster-down cluster-destroy \
-        dlq-list dlq-show dlq-replay dlq-drop queue-dump queue-load broker-remove broker-replace bundle \
-        lab-up lab-status lab-ssh lab-down compose-up compose-status compose-down submit flower test lint format reference requirements
+        dlq-list dlq-show dlq-replay dlq-drop queue-dump queue-load \
+        cluster-rotate cluster-backup cluster-restore cluster-audit cluster-drain cluster-undrain cluster-down cluster-destroy \
+        broker-restart broker-upgrade broker-remove broker-replace bundle drill drill-list \
+        lab-up lab-status lab-ssh lab-down compose-up compose-status compose-down submit flower \
+        test lint format reference requirements
 
 ##@ Help
 help: ## list the targets
@@ -91,6 +97,9 @@ cluster-backup: .venv/.ready ## inventory, secrets, definitions and schedule in 
 cluster-restore: .venv/.ready ## a blank cluster from a backup; clients keep their credentials [FILE= FORCE=1 KEEP=1]
 	@$(clusterkit) cluster restore $(FILE) $(if $(filter 1,$(FORCE)),--force) $(if $(filter 1,$(KEEP)),--keep-inventory) $(password) $(json)
 
+cluster-audit: .venv/.ready ## who changed the cluster, when and with what command [LINES=]
+	@$(clusterkit) cluster audit --lines $(LINES) $(json)
+
 cluster-down: .venv/.ready ## stop the services; messages, results and settings stay
 	@$(clusterkit) cluster down
 
@@ -117,6 +126,12 @@ queue-load: .venv/.ready ## put a file's messages back, or into another queue [F
 	@$(clusterkit) queue load $(FILE) $(if $(QUEUE),--queue $(QUEUE)) $(json)
 
 ##@ Hosts
+broker-restart: .venv/.ready ## restart the brokers one after the other, each when the others can do without it [HOST=]
+	@$(clusterkit) broker restart $(json) $(if $(HOST),--host $(HOST)) $(if $(TIMEOUT),--timeout $(TIMEOUT))
+
+broker-upgrade: .venv/.ready ## bring the distribution's newer RabbitMQ to them the same way [BUNDLE=]
+	@$(clusterkit) broker upgrade $(json) $(if $(BUNDLE),--bundle $(BUNDLE)) $(if $(TIMEOUT),--timeout $(TIMEOUT))
+
 broker-remove: .venv/.ready ## take a broker host out of the cluster, its queues' members first [HOST=]
 	@$(clusterkit) broker remove $(HOST)
 
@@ -156,10 +171,17 @@ submit: .venv/.ready ## submit a task and wait for its result [TASK= ARGS= WAIT=
 flower: .venv/.ready ## Flower's address, and where its password is [OPEN=1]
 	@$(clusterkit) flower $(json) $(if $(filter 1,$(OPEN)),--open)
 
+##@ Drills
+drill: .venv/.ready ## cause faults under load and count what they cost; needs drills: true [DRILL= TASKS= RATE= SEED=]
+	@$(clusterkit) drill run $(DRILL) $(if $(TASKS),--tasks $(TASKS)) $(if $(RATE),--rate $(RATE)) $(if $(SEED),--seed $(SEED)) $(json)
+
+drill-list: .venv/.ready ## every drill: what it does, what should be seen, whether it is possible here
+	@$(clusterkit) drill list $(json)
+
 ##@ Development
 test: .venv/.ready-dev ## all tests, from nothing: brings up a cluster of its own [TESTS=]
 	@tests/provide
-	@.venv/bin/pytest $(TESTS)
+	@.venv/bin/pytest $(if $(filter tests,$(TESTS)),--numprocesses 2 --dist loadgroup) $(TESTS)
 
 lint: .venv/.ready-dev ## ruff, mypy --strict, ansible-lint
 	@.venv/bin/ruff format --check .

@@ -24,6 +24,7 @@ from clusterkit.ops import definitions as broker_definitions
 from clusterkit.ops import deployment, inventory, schedule, topology
 from clusterkit.ops import secrets as secret_store
 from clusterkit.ops.errors import PreflightError
+from clusterkit.ops.lock import alone
 from clusterkit.ops.progress import Progress
 from clusterkit.ops.schedule import Entry
 from clusterkit.ops.vault import ENCRYPTED, write_private
@@ -131,7 +132,7 @@ def make(cluster: Cluster, path: Path, vault: Vault, console: Console) -> Backup
     if path.exists():
         raise BadInputError(f"{path} is there already", next_step="give another file's name")
     phases = ["Definitions", "Schedule", "Files", "Encrypt"]
-    with deployment.alone(cluster), Progress(f"cluster {cluster.name}: backup", phases, console) as progress:
+    with alone(cluster), Progress(f"cluster {cluster.name}: backup", phases, console) as progress:
         progress.start("Definitions")
         with deployment.administrator(cluster) as broker:
             found = broker.definitions()
@@ -236,7 +237,7 @@ def put_in_place(backup: Backup, cluster: Cluster, directory: Path, *, keep_inve
     ``cluster`` says which; its state directory is the place of the secrets.
     """
     aside = None
-    with deployment.alone(cluster):
+    with alone(cluster):
         state_dir = cluster.state_dir
         found = in_the_way(backup, directory, state_dir, keep_inventory=keep_inventory)
         if found:

@@ -164,11 +164,13 @@ def _scheme(cluster: Cluster) -> str:
 def nodes(cluster: Cluster, app: Celery) -> tuple[NodeStatus, ...]:
     """Return every worker node of the inventory with what it says of itself."""
     expected = cluster.expected_nodes()
-    # Waiting ends when all have answered, so the limit only costs when one is missing.
-    control = app.control.inspect(timeout=_ANSWER, limit=len(expected))
-    stats = control.stats() or {}
-    queues = control.active_queues() if stats else {}
-    active = control.active() if stats else {}
+    # A connection of its own: one of the pool may be from before a broker went away.
+    with app.connection_for_write() as connection:
+        # Waiting ends when all have answered, so the limit only costs when one is missing.
+        control = app.control.inspect(timeout=_ANSWER, limit=len(expected), connection=connection)
+        stats = control.stats() or {}
+        queues = control.active_queues() if stats else {}
+        active = control.active() if stats else {}
     return tuple(_node(name, node, stats.get(name), queues or {}, active or {}) for name, node in expected)
 
 
@@ -218,7 +220,7 @@ def _queue_problems(cluster: Cluster, queues: dict[str, Queue], found: tuple[Nod
         queue = queues.get(name)
         if queue is None:
             problems.append(f"queue {name} is not declared: make cluster-up")
-        elif queue.type != "quorum":
+        elif queue.type != "quorum" and not cluster.stock:
             problems.append(f"queue {name} is a {queue.type} queue, not a quorum queue")
         elif not queue.consumers and name not in consumed:
             problems.append(f"queue {name} has no consumer")
@@ -265,7 +267,8 @@ def show(status: Status, console: Console) -> None:
         )
 
 
-def _table(title: str, *columns: str, right: tuple[str, ...] = ()) -> Table:
+def new_table(title: str, *columns: str, right: tuple[str, ...] = ()) -> Table:
+    """Return a table as all of the kit's are; columns in ``right`` are aligned there."""
     table = Table(
         title=title,
         title_justify="left",
@@ -280,7 +283,7 @@ def _table(title: str, *columns: str, right: tuple[str, ...] = ()) -> Table:
 
 
 def _service_table(status: Status) -> Table:
-    table = _table("Services", "service", "host", "state", "pid", "up", right=("pid", "up"))
+    table = new_table("Services", "service", "host", "state", "pid", "up", right=("pid", "up"))
     for service in status.services:
         table.add_row(
             service.name,
@@ -294,7 +297,7 @@ def _service_table(status: Status) -> Table:
 
 def _node_table(status: Status) -> Table:
     numbers = ("slots", "running", "done", "up")
-    table = _table(
+    table = new_table(
         "Worker nodes", "node", "pool", "slots", "queues", "running", "done", "up", "state", right=numbers
     )
     for node in status.nodes:
@@ -313,7 +316,7 @@ def _node_table(status: Status) -> Table:
 
 def _queue_table(status: Status) -> Table:
     numbers = ("ready", "unacked", "consumers")
-    table = _table("Queues", "queue", "type", "ready", "unacked", "consumers", right=numbers)
+    table = new_table("Queues", "queue", "type", "ready", "unacked", "consumers", right=numbers)
     for queue in status.queues:
         table.add_row(
             queue.name, queue.type, str(queue.ready), str(queue.unacknowledged), str(queue.consumers)
@@ -337,7 +340,7 @@ def duration(seconds: int) -> str:
 
 def show_preflight(cluster: Cluster, found: dict[str, HostFacts], console: Console) -> None:
     """Print what was found on hosts that are fit for the cluster."""
-    table = _table(
+    table = new_table(
         f"Hosts of cluster {cluster.name}", "host", "groups", "address", "Python", "machine", "to install"
     )
     for name, facts in found.items():
@@ -350,7 +353,7 @@ def show_preflight(cluster: Cluster, found: dict[str, HostFacts], console: Conso
 
 def show_certificates(ends: dict[str, datetime], console: Console) -> None:
     """Print until when each host's certificate is good."""
-    table = _table("Certificates", "host", "good until")
+    table = new_table("Certificates", "host", "good until")
     for name, end in ends.items():
         table.add_row(name, f"{end:%Y-%m-%d}")
     console.print(table)
@@ -358,7 +361,7 @@ def show_certificates(ends: dict[str, datetime], console: Console) -> None:
 
 def show_probes(probes: Probes, console: Console) -> None:
     """Print which worker node answered on which queue, and how long its probe took."""
-    table = _table("Probe tasks", "queue", "node", "answer", right=("answer",))
+    table = new_table("Probe tasks", "queue", "node", "answer", right=("answer",))
     for queue, answers in probes.answers.items():
         for node, milliseconds in sorted(answers.items()):
             table.add_row(queue, node, f"{milliseconds:.0f} ms")
@@ -369,7 +372,7 @@ def show_probes(probes: Probes, console: Console) -> None:
 
 def show_deployed(cluster: Cluster, deployed: Deployed, console: Console) -> None:
     """Print what runs now, where to look, and what to type next."""
-    table = _table(
+    table = new_table(
         f"Cluster {cluster.name}", "node", "pool", "slots", "queues", "probes answered in", right=("slots",)
     )
     for node in deployed.nodes:

@@ -270,6 +270,17 @@ def ping(cluster: ClusterFile, timeout: float) -> None:
         store.close()
 
 
+def master(cluster: ClusterFile) -> tuple[str, int]:
+    """Return address and port of the master of a replicated result store, as Sentinel knows it.
+
+    Raises:
+        redis.exceptions.RedisError: no Sentinel answers, or none knows a master.
+    """
+    pool: Any = client(cluster, patience=PATIENCE).connection_pool
+    address, port = pool.sentinel_manager.discover_master(cluster.result_master)
+    return str(address), int(port)
+
+
 def store_settings(cluster: ClusterFile) -> dict[str, Any]:
     """Return Celery's settings for the cluster's result store."""
     # Settings are printed and asked for: the password is in the cluster file alone.
