@@ -10,7 +10,16 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from clusterkit.ops import audit_cli, broker_cli, compose_cli, dlq_cli, drills_cli, lab_cli, queue_cli
+from clusterkit.ops import (
+    audit_cli,
+    backup_cli,
+    broker_cli,
+    compose_cli,
+    dlq_cli,
+    drills_cli,
+    lab_cli,
+    queue_cli,
+)
 from clusterkit.ops.cli_options import (
     ROOT,
     ClusterName,
@@ -55,6 +64,8 @@ broker_commands = typer.Typer(
 )
 app.add_typer(cluster_commands, name="cluster")
 app.add_typer(broker_commands, name="broker")
+cluster_commands.command()(backup_cli.backup)
+cluster_commands.command()(backup_cli.restore)
 app.add_typer(dlq_cli.commands, name="dlq")
 app.add_typer(queue_cli.commands, name="queue")
 app.add_typer(lab_cli.commands, name="lab")

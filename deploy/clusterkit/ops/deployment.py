@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from clusterkit.ops.model import Cluster
     from clusterkit.ops.pki import Pki
     from clusterkit.ops.probing import Probes
-    from clusterkit.ops.secrets import Secrets
+    from clusterkit.ops.secrets import Role, Secrets
 
 _PREFLIGHT, _BUILD, _PROBE = "Preflight", "App release", "Probe tasks"
 #: Seconds within which every worker node has to answer a probe on each of its queues.
@@ -283,9 +283,18 @@ def status_of(cluster: Cluster) -> Status:
 
 def monitor(cluster: Cluster) -> Broker:
     """Return RabbitMQ's HTTP API as the user that may look and change nothing."""
-    password = secret_store.ensure(cluster.state_dir / "secrets.yml").broker["monitor"]
+    return _broker(cluster, "monitor")
+
+
+def administrator(cluster: Cluster) -> Broker:
+    """Return RabbitMQ's HTTP API as the user that may change everything."""
+    return _broker(cluster, "operator")
+
+
+def _broker(cluster: Cluster, role: Role) -> Broker:
+    password = secret_store.ensure(cluster.state_dir / "secrets.yml").broker[role]
     ca_file = str(cluster.state_dir / clusterfiles.CA_FILE) if cluster.tls else ""
-    return Broker(status.broker_urls(cluster), "monitor", password, ca_file)
+    return Broker(status.broker_urls(cluster), role, password, ca_file)
 
 
 def check(cluster: Cluster, deadline: float) -> Probes:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 
 from clusterkit.ops import flower, topology
+from clusterkit.runtime.clusterfile import DEFAULT_CLUSTER
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -68,9 +69,14 @@ class Status:
     urls: dict[str, str]
     problems: tuple[str, ...]
 
+    @property
+    def dead_letters(self) -> int:
+        """Messages that no worker could run, and that wait for a person."""
+        return sum(queue.ready for queue in self.queues if queue.name == topology.DEAD_LETTERS)
+
     def to_json(self) -> dict[str, Any]:
         """Return it as JSON-safe values."""
-        return {**asdict(self), "healthy": not self.problems}
+        return {**asdict(self), "dead_letters": self.dead_letters, "healthy": not self.problems}
 
 
 def collect(cluster: Cluster, app: Celery, broker: Broker, services: tuple[ServiceStatus, ...]) -> Status:
@@ -243,6 +249,14 @@ def show(status: Status, console: Console) -> None:
         console.print(_queue_table(status))
     for name, url in status.urls.items():
         console.print(f"[bold]{name:9}[/] {url}", highlight=False, soft_wrap=True)
+    if status.dead_letters:
+        option = "" if status.cluster == DEFAULT_CLUSTER else f" CLUSTER={status.cluster}"
+        console.print(
+            f"[yellow]letters[/]   {status.dead_letters} dead letters, which no worker could run:"
+            f" make dlq-list{option}",
+            highlight=False,
+            soft_wrap=True,
+        )
     for problem in status.problems:
         console.print(f"[red]problem[/]   {problem}", highlight=False, soft_wrap=True)
     if not status.problems:
