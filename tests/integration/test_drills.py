@@ -76,7 +76,11 @@ def test_an_interrupted_drill_undoes_its_fault(marked: LocalCluster, tmp_path: P
     with (tmp_path / "said").open("w") as said:
         command = [str(BIN / "clusterkit"), "drill", "run", "memory-alarm", "--tasks", "100", "--rate", "20"]
         running = subprocess.Popen(
-            [*command, "--cluster", str(marked.directory)], cwd=ROOT, env=ENVIRONMENT, stdout=said, stderr=said
+            [*command, "--cluster", str(marked.directory)],
+            cwd=ROOT,
+            env=ENVIRONMENT,
+            stdout=said,
+            stderr=said,
         )
     eventually(alarmed, within=60, what="there is an alarm", cluster=marked, every=0.5)
     running.send_signal(signal.SIGINT)
