@@ -1,7 +1,7 @@
 """Ansible action: run a command on the control machine, as who runs the playbook.
 
-Unlike a task delegated to localhost it becomes nobody else there: who deploys to hosts as root need not be root at
-home. A command that fails fails the task, with what it said as the message.
+Unlike a task delegated to localhost it becomes nobody else there: who deploys to hosts as root need not be
+root at home. A command that fails fails the task, with what it said as the message.
 """
 
 from __future__ import annotations

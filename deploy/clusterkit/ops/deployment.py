@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import base64
-import contextlib
-import fcntl
 import json
-import os
 import shutil
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +28,7 @@ from clusterkit.ops import bundle as bundles
 from clusterkit.ops import secrets as secret_store
 from clusterkit.ops.broker import Broker
 from clusterkit.ops.errors import ClusterUnhealthyError, PreflightError
+from clusterkit.ops.lock import alone, note
 from clusterkit.ops.needs import HostFacts
 from clusterkit.ops.progress import Progress
 from clusterkit.ops.result_acl import RESULT_MATRIX
@@ -41,7 +38,6 @@ from clusterkit.runtime.clusterfile import ClusterFile
 from clusterkit.runtime.errors import BadInputError, ClusterUnreachableError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from datetime import datetime
 
     from celery import Celery
@@ -50,7 +46,7 @@ if TYPE_CHECKING:
     from clusterkit.ops.model import Cluster
     from clusterkit.ops.pki import Pki
     from clusterkit.ops.probing import Probes
-    from clusterkit.ops.secrets import Secrets
+    from clusterkit.ops.secrets import Role, Secrets
 
 PREFLIGHT, BUILD, _PROBE = "Preflight", "App release", "Probe tasks"
 #: Seconds within which every worker node has to answer a probe on each of its queues.
@@ -93,6 +89,7 @@ def up(cluster: Cluster, console: Console, bundle: Path | None = None) -> Deploy
         if bundle:
             ready.variables["cluster_bundle"] = str(bundle.resolve())
         outcome = playbook.run(cluster, "up", ready.variables, progress)
+        note(release=ready.built.id)
         tasks = manifest(outcome)
         write_cluster_files(cluster, ready.keys, tasks)
         if not pinned:
@@ -199,7 +196,7 @@ def rotate(cluster: Cluster, console: Console, *, authority: bool = False) -> di
             certificates = pki.advance(directory, wanted, certificates)
         if authority:
             # Flower reads whom to trust when it starts; nothing waits for it.
-            variables = {**_base_variables(cluster), "cluster_services": flower.services(cluster)}
+            variables = {**broker_variables(cluster), "cluster_services": flower.services(cluster)}
             playbook.run(cluster, "restart", variables, progress)
     return certificates.expires()
 
@@ -228,7 +225,7 @@ def remove_broker(cluster: Cluster, host: str, console: Console) -> None:
             console,
         ) as progress,
     ):
-        variables = {**_server_variables(cluster, _keys(cluster), {}), "broker_host": host}
+        variables = {**broker_variables(cluster), "broker_host": host}
         playbook.run(cluster, "broker_remove", variables, progress)
 
 
@@ -257,7 +254,11 @@ def destroy(cluster: Cluster, console: Console) -> None:
 
 
 def restart(cluster: Cluster, services: list[str], console: Console) -> list[str]:
-    """Restart ``services`` (all, when the list is empty) one after the other; return their names."""
+    """Restart ``services`` (all, when the list is empty) one after the other; return their names.
+
+    A broker of several goes through the gate of ``clusterkit.ops.brokers``.
+    """
+    cluster = addresses.resolved(cluster)
     with (
         alone(cluster),
         Progress(
@@ -265,9 +266,14 @@ def restart(cluster: Cluster, services: list[str], console: Console) -> list[str
         ) as progress,
     ):
         outcome = playbook.run(
-            cluster, "restart", {**_base_variables(cluster), "cluster_services": services}, progress
+            cluster, "restart", {**broker_variables(cluster), "cluster_services": services}, progress
         )
     return [name for result in outcome.all() for name in result.get("affected", ())]
+
+
+def restart_services(cluster: Cluster, services: list[str]) -> None:
+    """Restart ``services`` one after the other, for a command that has the cluster for itself already."""
+    playbook.run(cluster, "restart", {**_base_variables(cluster), "cluster_services": services})
 
 
 def ask(cluster: Cluster, name: str, variables: dict[str, Any]) -> playbook.Outcome:
@@ -309,37 +315,23 @@ def status_of(cluster: Cluster) -> Status:
 
 def monitor(cluster: Cluster) -> Broker:
     """Return RabbitMQ's HTTP API as the user that may look and change nothing."""
-    password = secret_store.ensure(cluster.state_dir / "secrets.yml").broker["monitor"]
+    return _broker(cluster, "monitor")
+
+
+def administrator(cluster: Cluster) -> Broker:
+    """Return RabbitMQ's HTTP API as the user that may change everything."""
+    return _broker(cluster, "operator")
+
+
+def _broker(cluster: Cluster, role: Role) -> Broker:
+    password = secret_store.ensure(cluster.state_dir / "secrets.yml").broker[role]
     ca_file = str(cluster.state_dir / clusterfiles.CA_FILE) if cluster.tls else ""
-    return Broker(status.broker_urls(cluster), "monitor", password, ca_file)
+    return Broker(status.broker_urls(cluster), role, password, ca_file)
 
 
 def check(cluster: Cluster, deadline: float) -> Probes:
     """Probe every queue of every worker node; each has ``deadline`` seconds to answer."""
     return probing.probe(operator_app(cluster), cluster, deadline=deadline)
-
-
-@contextlib.contextmanager
-def alone(cluster: Cluster) -> Iterator[None]:
-    """Keep two commands from changing a cluster at the same time.
-
-    Raises:
-        PreflightError: another one is at it.
-    """
-    cluster.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with (cluster.state_dir / "lock").open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            raise PreflightError(
-                f"another command is changing cluster {cluster.name!r}: {file.read().strip()}",
-                next_step="wait for it to end",
-            ) from None
-        file.truncate(0)
-        file.write(f"process {os.getpid()} since {time.strftime('%H:%M:%S')}: {' '.join(sys.argv[1:])}\n")
-        file.flush()
-        yield
 
 
 @dataclass(frozen=True)
@@ -379,6 +371,11 @@ def _variables(
             str(cluster.state_dir / "operator.json"),
         ],
     }
+
+
+def broker_variables(cluster: Cluster) -> dict[str, Any]:
+    """Return what playbooks on brokers that run already need; the addresses are resolved."""
+    return _server_variables(cluster, _keys(cluster), {})
 
 
 def _server_variables(cluster: Cluster, keys: Keys, hosts: dict[str, HostFacts]) -> dict[str, Any]:

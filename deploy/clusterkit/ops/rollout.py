@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from clusterkit.ops import addresses, deployment, playbook, releases, status
 from clusterkit.ops.errors import DeployError, ReleaseError
+from clusterkit.ops.lock import alone
 from clusterkit.ops.progress import Progress
 from clusterkit.runtime.errors import BadInputError
 
@@ -134,7 +135,7 @@ def _roll(cluster: Cluster, console: Console, way: Way, goal: _Goal) -> Rolled:
     names.insert(len(playbook.phases(cluster, _SEND)), _GATE)
     phases = [deployment.PREFLIGHT, deployment.BUILD, *names]
     with (
-        deployment.alone(cluster),
+        alone(cluster),
         Progress(f"cluster {cluster.name}: {goal.how}", phases, console) as progress,
     ):
         record = releases.Record.load(cluster)

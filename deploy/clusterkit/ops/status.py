@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 
 from clusterkit.ops import flower, topology
+from clusterkit.runtime.clusterfile import DEFAULT_CLUSTER
 from clusterkit.runtime.nodename import logical
 
 if TYPE_CHECKING:
@@ -79,9 +80,14 @@ class Status:
     urls: dict[str, str]
     problems: tuple[str, ...]
 
+    @property
+    def dead_letters(self) -> int:
+        """Messages that no worker could run, and that wait for a person."""
+        return sum(queue.ready for queue in self.queues if queue.name == topology.DEAD_LETTERS)
+
     def to_json(self) -> dict[str, Any]:
         """Return it as JSON-safe values."""
-        return {**asdict(self), "healthy": not self.problems}
+        return {**asdict(self), "dead_letters": self.dead_letters, "healthy": not self.problems}
 
 
 def collect(cluster: Cluster, app: Celery, broker: Broker, services: tuple[ServiceStatus, ...]) -> Status:
@@ -176,11 +182,13 @@ def nodes(cluster: Cluster, app: Celery, *, retiring: int = 0) -> tuple[NodeStat
     ``retiring`` is how many of these there are, as far as that is known.
     """
     expected = cluster.expected_nodes()
-    # Waiting ends when all have answered, so the limit only costs when one is missing.
-    control = app.control.inspect(timeout=_ANSWER, limit=len(expected) + retiring)
-    stats = control.stats() or {}
-    queues = (control.active_queues() or {}) if stats else {}
-    active = (control.active() or {}) if stats else {}
+    # A connection of its own: one of the pool may be from before a broker went away.
+    with app.connection_for_write() as connection:
+        # Waiting ends when all have answered, so the limit only costs when one is missing.
+        control = app.control.inspect(timeout=_ANSWER, limit=len(expected) + retiring, connection=connection)
+        stats = control.stats() or {}
+        queues = (control.active_queues() or {}) if stats else {}
+        active = (control.active() or {}) if stats else {}
     answers = [
         _Answer(name, found, _names(queues.get(name, ())), len(active.get(name, ())))
         for name, found in stats.items()
@@ -266,7 +274,7 @@ def _queue_problems(cluster: Cluster, queues: dict[str, Queue], found: tuple[Nod
         queue = queues.get(name)
         if queue is None:
             problems.append(f"queue {name} is not declared: make cluster-up")
-        elif queue.type != "quorum":
+        elif queue.type != "quorum" and not cluster.stock:
             problems.append(f"queue {name} is a {queue.type} queue, not a quorum queue")
         elif not queue.consumers and name not in consumed:
             problems.append(f"queue {name} has no consumer")
@@ -295,6 +303,14 @@ def show(status: Status, console: Console) -> None:
         console.print(_queue_table(status))
     for name, url in status.urls.items():
         console.print(f"[bold]{name:9}[/] {url}", highlight=False, soft_wrap=True)
+    if status.dead_letters:
+        option = "" if status.cluster == DEFAULT_CLUSTER else f" CLUSTER={status.cluster}"
+        console.print(
+            f"[yellow]letters[/]   {status.dead_letters} dead letters, which no worker could run:"
+            f" make dlq-list{option}",
+            highlight=False,
+            soft_wrap=True,
+        )
     for problem in status.problems:
         console.print(f"[red]problem[/]   {problem}", highlight=False, soft_wrap=True)
     if not status.problems:
@@ -306,7 +322,8 @@ def show(status: Status, console: Console) -> None:
         )
 
 
-def _table(title: str, *columns: str, right: tuple[str, ...] = ()) -> Table:
+def new_table(title: str, *columns: str, right: tuple[str, ...] = ()) -> Table:
+    """Return a table as all of the kit's are; columns in ``right`` are aligned there."""
     table = Table(
         title=title,
         title_justify="left",
@@ -321,7 +338,7 @@ def _table(title: str, *columns: str, right: tuple[str, ...] = ()) -> Table:
 
 
 def _service_table(status: Status) -> Table:
-    table = _table("Services", "service", "host", "state", "pid", "up", right=("pid", "up"))
+    table = new_table("Services", "service", "host", "state", "pid", "up", right=("pid", "up"))
     for service in status.services:
         table.add_row(
             service.name,
@@ -335,7 +352,7 @@ def _service_table(status: Status) -> Table:
 
 def _node_table(status: Status) -> Table:
     numbers = ("slots", "running", "done", "up")
-    table = _table(
+    table = new_table(
         "Worker nodes", "node", "pool", "slots", "queues", "running", "done", "up", "state", right=numbers
     )
     for node in status.nodes:
@@ -360,7 +377,7 @@ def _word_for(node: NodeStatus) -> str:
 
 def _queue_table(status: Status) -> Table:
     numbers = ("ready", "unacked", "consumers")
-    table = _table("Queues", "queue", "type", "ready", "unacked", "consumers", right=numbers)
+    table = new_table("Queues", "queue", "type", "ready", "unacked", "consumers", right=numbers)
     for queue in status.queues:
         table.add_row(
             queue.name, queue.type, str(queue.ready), str(queue.unacknowledged), str(queue.consumers)
@@ -384,7 +401,7 @@ def duration(seconds: int) -> str:
 
 def show_preflight(cluster: Cluster, found: dict[str, HostFacts], console: Console) -> None:
     """Print what was found on hosts that are fit for the cluster."""
-    table = _table(
+    table = new_table(
         f"Hosts of cluster {cluster.name}", "host", "groups", "address", "Python", "machine", "to install"
     )
     for name, facts in found.items():
@@ -397,7 +414,7 @@ def show_preflight(cluster: Cluster, found: dict[str, HostFacts], console: Conso
 
 def show_certificates(ends: dict[str, datetime], console: Console) -> None:
     """Print until when each host's certificate is good."""
-    table = _table("Certificates", "host", "good until")
+    table = new_table("Certificates", "host", "good until")
     for name, end in ends.items():
         table.add_row(name, f"{end:%Y-%m-%d}")
     console.print(table)
@@ -405,7 +422,7 @@ def show_certificates(ends: dict[str, datetime], console: Console) -> None:
 
 def show_releases(cluster: Cluster, found: Iterable[Known], console: Console) -> None:
     """Print the releases as a table."""
-    table = _table(
+    table = new_table(
         f"Releases of cluster {cluster.name}",
         "release",
         "when",
@@ -433,7 +450,7 @@ def show_releases(cluster: Cluster, found: Iterable[Known], console: Console) ->
 
 def show_probes(probes: Probes, console: Console) -> None:
     """Print which worker node answered on which queue, and how long its probe took."""
-    table = _table("Probe tasks", "queue", "node", "answer", right=("answer",))
+    table = new_table("Probe tasks", "queue", "node", "answer", right=("answer",))
     for queue, answers in probes.answers.items():
         for node, milliseconds in sorted(answers.items()):
             table.add_row(queue, node, f"{milliseconds:.0f} ms")
@@ -444,7 +461,7 @@ def show_probes(probes: Probes, console: Console) -> None:
 
 def show_deployed(cluster: Cluster, deployed: Deployed, console: Console) -> None:
     """Print what runs now, where to look, and what to type next."""
-    table = _table(
+    table = new_table(
         f"Cluster {cluster.name}", "node", "pool", "slots", "queues", "probes answered in", right=("slots",)
     )
     for node in (node for node in deployed.nodes if not node.retiring):

@@ -156,12 +156,13 @@ def definitions(cluster: Cluster, secrets: Secrets) -> dict[str, Any]:
         ],
         "exchanges": [_exchange(name) for name in (EXCHANGE, DEAD_LETTERS, *_delay_exchanges())],
         "queues": [
-            *(_queue(name) for name in (*cluster.queues, DEAD_LETTERS)),
+            *(_classic_queue(name) if cluster.stock else _queue(name) for name in cluster.queues),
+            _queue(DEAD_LETTERS),
             *(_queue(_level(level), _delay_arguments(level)) for level in range(DELAY_BITS)),
         ],
         "bindings": [*_task_bindings(cluster), *_delay_bindings()],
         "policies": [
-            *(_queue_policy(name, settings) for name, settings in cluster.queues.items()),
+            *(() if cluster.stock else (_queue_policy(*queue) for queue in cluster.queues.items())),
             _policy(
                 DEAD_LETTERS,
                 {
@@ -252,6 +253,11 @@ def _queue(name: str, arguments: dict[str, Any] | None = None) -> dict[str, Any]
         "auto_delete": False,
         "arguments": {"x-queue-type": "quorum", **(arguments or {})},
     }
+
+
+def _classic_queue(name: str) -> dict[str, Any]:
+    """Return a queue as Celery's own defaults declare it."""
+    return {**_queue(name), "arguments": {}}
 
 
 def _binding(source: str, destination: str, routing_key: str, kind: str = "queue") -> dict[str, Any]:
