@@ -17,8 +17,8 @@ DEATH = {"queue": "cpu", "reason": "rejected", "count": 2, "time": DIED}
 DELAY = {"queue": "celery_delayed_3", "reason": "expired", "count": 1, "time": DIED}
 
 
-def letter(body: bytes = b"[[1], {}, {}]", **headers: Any) -> Letter:
-    headers = {"task": "shop.ping", "id": "1234-5678", "x-death": [DEATH, DELAY], **headers}
+def letter(body: bytes = b"[[1], {}, {}]", deaths: Any = None, **more: Any) -> Letter:
+    headers = {"task": "shop.ping", "id": "1234-5678", "x-death": deaths or [DEATH, DELAY], **more}
     properties = {"content_type": "application/json", "content_encoding": "utf-8"}
     return Letter.of(Message(body, properties, headers))
 
@@ -31,7 +31,8 @@ def test_a_letter_says_which_task_died_where_and_of_what() -> None:
 
 
 def test_the_last_death_counts_where_the_broker_says_which_it_was() -> None:
-    found = letter(**{"x-death": [DELAY, DEATH], "x-last-death-queue": "cpu"})
+    last: dict[str, Any] = {"x-last-death-queue": "cpu"}
+    found = letter(b"", [DELAY, DEATH], **last)
     assert found.queue == "cpu"
 
 
@@ -46,7 +47,7 @@ def test_the_last_death_counts_where_the_broker_says_which_it_was() -> None:
     ],
 )
 def test_the_brokers_reasons_have_words(said: str, meant: Reason) -> None:
-    found = letter(**{"x-death": [{**DEATH, "reason": said}]})
+    found = letter(deaths=[{**DEATH, "reason": said}])
     assert found.reason is meant
     assert found.why() == meant.words
 
@@ -91,7 +92,7 @@ def test_a_task_of_the_old_protocol_is_read_from_its_body() -> None:
 
 
 def test_a_letter_with_no_marks_of_death_at_all_is_a_letter() -> None:
-    found = letter(**{"x-death": "nonsense"})
+    found = letter(deaths="nonsense")
     assert (found.queue, found.died, found.reason) == ("", None, Reason.UNKNOWN)
 
 
