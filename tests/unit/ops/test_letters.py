@@ -68,6 +68,8 @@ def test_the_workers_own_reason_is_added_and_what_quotes_the_message_can_be_hidd
         (b"{", {}, "{"),
         (b"[[], {}, {}]", {}, "none"),
         (b"\x1b[2J", {}, r"'\x1b[2J'"),
+        (b"[" * 100_000, {}, "[" * 100_000),
+        (b'[["\\ud800"], {}, {}]', {}, r"""'["\ud800"]'"""),
         (b"not gzip", {"compression": "application/x-gzip"}, "not gzip"),
     ],
 )
@@ -92,6 +94,7 @@ def test_a_task_of_the_old_protocol_is_read_from_its_body() -> None:
 
 
 def test_a_letter_with_no_marks_of_death_at_all_is_a_letter() -> None:
+    assert letter(deaths=[{"count": "many", "queue": 1}]).times == 1
     found = letter(deaths="nonsense")
     assert (found.queue, found.died, found.reason) == ("", None, Reason.UNKNOWN)
 
