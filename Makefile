@@ -23,6 +23,11 @@
 #   KEEP      1: the inventory that is there counts, not the backup's (cluster-restore)     []
 #   PASSWORD_FILE  a file with a backup's password; else it is asked for (cluster-backup, -restore)
 #   TASK      a task, such as tasks.compute.fibonacci (submit; dlq-*: letters of it)       []
+#   APP_SOURCE  path, wheel or git URL instead of the inventory's app_source (cluster-release) []
+#   CANARY    host that gets a release first (cluster-release, -rollback)         [a worker]
+#   SERIAL    hosts at a time that get it afterwards (cluster-release, -rollback)  [a third]
+#   ALLOW_MISSING  1: task names may go away (cluster-release, -rollback)                  []
+#   RELEASE   release to go back to (cluster-rollback)                      [the one before]
 #   ARGS      its arguments: a JSON list, or an object for keywords (submit)             [[]]
 #   WAIT      0: do not wait for the result (submit)                                      [1]
 #   OPEN      1: open Flower in a browser (flower)                                         []
@@ -55,11 +60,12 @@ clusterkit := .venv/bin/clusterkit
 letters = $(ID) $(if $(TASK),--task $(TASK)) $(if $(QUEUE),--queue $(QUEUE)) $(if $(REASON),--reason $(REASON))
 password := $(if $(PASSWORD_FILE),--password-file $(PASSWORD_FILE))
 json := $(if $(filter 1,$(JSON)),--json)
+rollout = $(if $(CANARY),--canary $(CANARY)) $(if $(SERIAL),--serial $(SERIAL)) $(if $(filter 1,$(ALLOW_MISSING)),--allow-missing)
 
 .DEFAULT_GOAL := help
 .PHONY: help cluster-preflight cluster-up cluster-status cluster-check cluster-logs cluster-restart \
         dlq-list dlq-show dlq-replay dlq-drop queue-dump queue-load \
-        cluster-rotate cluster-backup cluster-restore cluster-audit cluster-drain cluster-undrain cluster-down cluster-destroy \
+        cluster-release cluster-rollback cluster-releases cluster-rotate cluster-backup cluster-restore cluster-audit cluster-drain cluster-undrain cluster-down cluster-destroy \
         broker-restart broker-upgrade broker-remove broker-replace bundle drill drill-list \
         lab-up lab-status lab-ssh lab-down compose-up compose-status compose-down submit flower \
         test lint format reference requirements
@@ -87,6 +93,15 @@ cluster-logs: .venv/.ready ## the services' last log lines [SERVICE= LINES= FOLL
 
 cluster-restart: .venv/.ready ## restart services one after the other; running tasks finish first [SERVICE=]
 	@$(clusterkit) cluster restart $(SERVICE)
+
+cluster-release: .venv/.ready ## roll a new release out, a canary host first; running tasks finish [APP_SOURCE= CANARY= SERIAL=]
+	@$(clusterkit) cluster release $(json) $(if $(APP_SOURCE),--source '$(APP_SOURCE)') $(rollout)
+
+cluster-rollback: .venv/.ready ## go back to the release before, or to a certain one [RELEASE= CANARY= SERIAL=]
+	@$(clusterkit) cluster rollback $(json) $(RELEASE) $(rollout)
+
+cluster-releases: .venv/.ready ## the releases: when, by whom, how many tasks, where they run
+	@$(clusterkit) cluster releases $(json)
 
 cluster-rotate: .venv/.ready ## new certificates for every host; no connection is cut [AUTHORITY=1]
 	@$(clusterkit) cluster rotate $(if $(filter 1,$(AUTHORITY)),--authority)

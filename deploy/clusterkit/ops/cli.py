@@ -19,6 +19,7 @@ from clusterkit.ops import (
     drills_cli,
     lab_cli,
     queue_cli,
+    release_cli,
 )
 from clusterkit.ops.cli_options import (
     ROOT,
@@ -63,6 +64,7 @@ broker_commands = typer.Typer(
     no_args_is_help=True, rich_markup_mode=None, help="Restart, upgrade, remove and replace brokers."
 )
 app.add_typer(cluster_commands, name="cluster")
+release_cli.register(cluster_commands)
 app.add_typer(broker_commands, name="broker")
 cluster_commands.command()(backup_cli.backup)
 cluster_commands.command()(backup_cli.restore)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import celery.worker.consumer
+from amqp.exceptions import RecoverableConnectionError
 from celery.exceptions import NotRegistered
 from celery.utils.log import get_logger
 
@@ -61,6 +62,27 @@ class Consumer(celery.worker.consumer.Consumer):
         return self.ensure_connected(
             _without_confirms(self.app.connection_for_write(url=url, heartbeat=heartbeat))
         )
+
+    def loop_args(self) -> tuple[Any, ...]:
+        """Return what the loop is called with; it begins on the connection that is there now."""
+        self._begun_on = self.connection.connection
+        args: tuple[Any, ...] = super().loop_args()
+        return args
+
+    def perform_pending_operations(self) -> None:
+        """Do what greenlets have left to the loop of a gevent or eventlet worker, which calls this each time.
+
+        Raises:
+            RecoverableConnectionError: the connection was lost. kombu makes one that it finds dead anew in
+                silence, and without consumers: when the greenlet that acknowledges a task is the first to
+                notice, Celery's loop would go on for ever and get no task any more (5.7).
+        """
+        super().perform_pending_operations()
+        connection = self.connection
+        if self.hub or connection is None:
+            return
+        if not connection.connected or connection.connection is not self._begun_on:
+            raise RecoverableConnectionError("the connection that tasks arrive on was lost")
 
     def on_decode_error(self, message: Message, exc: Exception) -> None:
         """Send a message that cannot be decoded to the dead letters; Celery would acknowledge it."""
