@@ -48,7 +48,7 @@ def test_a_store_that_is_away_costs_the_worker_a_moment_and_then_nothing() -> No
     store = notes("redis://127.0.0.1:1/0")
     began = time.monotonic()
     store.write(message(), ValueError("no"))
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 5
     began = time.monotonic()
     for _ in range(1_000):
         store.write(message(), ValueError("no"))
