@@ -14,7 +14,7 @@ from amqp.exceptions import RecoverableConnectionError
 from celery.exceptions import NotRegistered
 from celery.utils.log import get_logger
 
-from clusterkit.runtime import rejections
+from clusterkit.runtime import properties, rejections
 from clusterkit.runtime.settings import weakened
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ class Consumer(celery.worker.consumer.Consumer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        properties.tolerate()
         self._notes = rejections.notes(self.app, self.hostname)
         for name, (has, should) in weakened(self.app).items():
             logger.warning("setting %s is %r; tasks can be lost: the kit sets %r", name, has, should)
