@@ -48,8 +48,8 @@ options:
         none. It compares what was found on the hosts (O(found)).
       - V(joined) waits until the node accepts clients and the cluster is O(members), all of them running.
       - V(restartable) waits until the cluster can do without the node for a while, and gives each quorum
-        queue a member on every node before. All members run, none has an alarm, no queue would lose its quorum, and
-        no queue has a member that is behind.
+        queue a member on every node before. All members run, none has an alarm, no queue would lose its
+        quorum, and no queue has a member that is behind.
       - V(synced) waits until each member of every quorum queue answers and has what the others have.
       - V(settled) enables what feature flags are left, gives each quorum queue a member on every node, and
         spreads their leaders when they are not.

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import sys
 import webbrowser
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
 
-from clusterkit.ops import audit_cli, broker_cli, compose_cli, lab_cli
+from clusterkit.ops import audit_cli, broker_cli, compose_cli, drain_cli, lab_cli
 from clusterkit.ops.cli_options import (
     ROOT,
     ClusterName,
@@ -58,6 +59,8 @@ app.add_typer(broker_commands, name="broker")
 app.add_typer(lab_cli.commands, name="lab")
 app.add_typer(compose_cli.compose_commands, name="compose")
 cluster_commands.command()(audit_cli.audit)
+cluster_commands.command()(drain_cli.drain)
+cluster_commands.command()(drain_cli.undrain)
 broker_commands.command("restart")(broker_cli.restart)
 broker_commands.command("upgrade")(broker_cli.upgrade)
 
@@ -161,13 +164,22 @@ def check(
       clusterkit cluster check
       clusterkit cluster check --deadline 120   # behind a backlog
     """
-    from clusterkit.ops import deployment, status
+    from clusterkit.ops import deployment, drained, status
 
-    probes = deployment.check(brought_up(cluster, containers=True), deadline)
+    loaded = brought_up(cluster, containers=True)
+    probes = deployment.check(loaded, deadline)
     if as_json:
-        print_json({"complete": probes.complete, "answers_ms": probes.answers, "missing": probes.missing})
+        print_json(
+            {
+                "complete": probes.complete,
+                "answers_ms": probes.answers,
+                "missing": probes.missing,
+                "drained": [asdict(mark) for mark in drained.marks(loaded)],
+            }
+        )
     else:
         status.show_probes(probes, stdout)
+        status.show_drained(drained.marks(loaded), stdout)
     if not probes.complete:
         raise ClusterUnhealthyError(
             "\n  ".join(["not every worker node answered:", *probes.describe_missing()]),
@@ -202,8 +214,11 @@ def logs(
 def restart(
     services: Annotated[list[str] | None, typer.Argument(help="Services to restart; default: all.")] = None,
     cluster: ClusterName = DEFAULT_CLUSTER,
+    timeout: broker_cli.Timeout = 120,
 ) -> None:
     """Restart services one after the other; running tasks finish first, as long as stop_timeout allows.
+
+    A broker waits for its turn as with broker restart.
 
     \b
     Examples:
@@ -212,7 +227,7 @@ def restart(
     """
     from clusterkit.ops import deployment
 
-    for name in deployment.restart(brought_up(cluster), services or [], stderr):
+    for name in deployment.restart(brought_up(cluster), services or [], stderr, timeout):
         stdout.print(f"restarted {name}", highlight=False)
 
 

@@ -6,18 +6,20 @@ import re
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from rich.table import Table
-
-from clusterkit.ops import flower, topology
+from clusterkit.ops import drained, flower, topology
+from clusterkit.ops.tables import new_table as _table
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from datetime import datetime
 
     from celery import Celery
     from rich.console import Console
+    from rich.table import Table
 
     from clusterkit.ops.broker import Broker, Node, Queue
     from clusterkit.ops.deployment import Deployed
+    from clusterkit.ops.drained import Mark
     from clusterkit.ops.model import Cluster, WorkerNode
     from clusterkit.ops.needs import HostFacts
     from clusterkit.ops.probing import Probes
@@ -67,6 +69,7 @@ class Status:
     services: tuple[ServiceStatus, ...]
     urls: dict[str, str]
     problems: tuple[str, ...]
+    drained: tuple[Mark, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return it as JSON-safe values."""
@@ -93,7 +96,15 @@ def collect(cluster: Cluster, app: Celery, broker: Broker, services: tuple[Servi
     ]
     shown = tuple(queues[name] for name in sorted(queues) if not _CELERYS_OWN.match(name))
     return Status(
-        cluster.name, broker.version(), brokers, found, shown, services, urls(cluster), tuple(problems)
+        cluster.name,
+        broker.version(),
+        brokers,
+        found,
+        shown,
+        services,
+        urls(cluster),
+        tuple(problems),
+        drained.marks(cluster),
     )
 
 
@@ -102,7 +113,8 @@ def unreachable(
 ) -> Status:
     """Return what can be said of a cluster whose broker or result store does not answer."""
     problems = (str(error), *_service_problems(services))
-    return Status(cluster.name, "", (), (), (), services, urls(cluster), problems)
+    marks = drained.marks(cluster)
+    return Status(cluster.name, "", (), (), (), services, urls(cluster), problems, marks)
 
 
 def _broker_problems(cluster: Cluster, brokers: tuple[Node, ...]) -> list[str]:
@@ -241,6 +253,7 @@ def show(status: Status, console: Console) -> None:
         console.print(_queue_table(status))
     for name, url in status.urls.items():
         console.print(f"[bold]{name:9}[/] {url}", highlight=False, soft_wrap=True)
+    show_drained(status.drained, console)
     for problem in status.problems:
         console.print(f"[red]problem[/]   {problem}", highlight=False, soft_wrap=True)
     if not status.problems:
@@ -251,23 +264,14 @@ def show(status: Status, console: Console) -> None:
         )
 
 
-def new_table(title: str, *columns: str, right: tuple[str, ...] = ()) -> Table:
-    """Return a table as all of the kit's are; columns in ``right`` are aligned there."""
-    table = Table(
-        title=title,
-        title_justify="left",
-        title_style="bold",
-        header_style="dim",
-        box=None,
-        padding=(0, 2, 0, 0),
-    )
-    for column in columns:
-        table.add_column(column, justify="right" if column in right else "left")
-    return table
+def show_drained(marks: Iterable[Mark], console: Console) -> None:
+    """Print which hosts run no worker nodes, by whose wish."""
+    for mark in marks:
+        console.print(f"[yellow]drained[/]   {mark}", highlight=False, soft_wrap=True)
 
 
 def _service_table(status: Status) -> Table:
-    table = new_table("Services", "service", "host", "state", "pid", "up", right=("pid", "up"))
+    table = _table("Services", "service", "host", "state", "pid", "up", right=("pid", "up"))
     for service in status.services:
         table.add_row(
             service.name,
@@ -281,7 +285,7 @@ def _service_table(status: Status) -> Table:
 
 def _node_table(status: Status) -> Table:
     numbers = ("slots", "running", "done", "up")
-    table = new_table(
+    table = _table(
         "Worker nodes", "node", "pool", "slots", "queues", "running", "done", "up", "state", right=numbers
     )
     for node in status.nodes:
@@ -300,7 +304,7 @@ def _node_table(status: Status) -> Table:
 
 def _queue_table(status: Status) -> Table:
     numbers = ("ready", "unacked", "consumers")
-    table = new_table("Queues", "queue", "type", "ready", "unacked", "consumers", right=numbers)
+    table = _table("Queues", "queue", "type", "ready", "unacked", "consumers", right=numbers)
     for queue in status.queues:
         table.add_row(
             queue.name, queue.type, str(queue.ready), str(queue.unacknowledged), str(queue.consumers)
@@ -324,7 +328,7 @@ def duration(seconds: int) -> str:
 
 def show_preflight(cluster: Cluster, found: dict[str, HostFacts], console: Console) -> None:
     """Print what was found on hosts that are fit for the cluster."""
-    table = new_table(
+    table = _table(
         f"Hosts of cluster {cluster.name}", "host", "groups", "address", "Python", "machine", "to install"
     )
     for name, facts in found.items():
@@ -337,7 +341,7 @@ def show_preflight(cluster: Cluster, found: dict[str, HostFacts], console: Conso
 
 def show_certificates(ends: dict[str, datetime], console: Console) -> None:
     """Print until when each host's certificate is good."""
-    table = new_table("Certificates", "host", "good until")
+    table = _table("Certificates", "host", "good until")
     for name, end in ends.items():
         table.add_row(name, f"{end:%Y-%m-%d}")
     console.print(table)
@@ -345,7 +349,7 @@ def show_certificates(ends: dict[str, datetime], console: Console) -> None:
 
 def show_probes(probes: Probes, console: Console) -> None:
     """Print which worker node answered on which queue, and how long its probe took."""
-    table = new_table("Probe tasks", "queue", "node", "answer", right=("answer",))
+    table = _table("Probe tasks", "queue", "node", "answer", right=("answer",))
     for queue, answers in probes.answers.items():
         for node, milliseconds in sorted(answers.items()):
             table.add_row(queue, node, f"{milliseconds:.0f} ms")
@@ -356,7 +360,7 @@ def show_probes(probes: Probes, console: Console) -> None:
 
 def show_deployed(cluster: Cluster, deployed: Deployed, console: Console) -> None:
     """Print what runs now, where to look, and what to type next."""
-    table = new_table(
+    table = _table(
         f"Cluster {cluster.name}", "node", "pool", "slots", "queues", "probes answered in", right=("slots",)
     )
     for node in deployed.nodes:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import celery.worker.consumer
 from celery.utils.log import get_logger
 
+import clusterkit.runtime.giveback  # noqa: F401 - registers the control command
 from clusterkit.runtime.settings import weakened
 
 if TYPE_CHECKING:
