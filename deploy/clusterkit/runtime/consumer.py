@@ -14,6 +14,7 @@ from amqp.exceptions import RecoverableConnectionError
 from celery.exceptions import NotRegistered
 from celery.utils.log import get_logger
 
+import clusterkit.runtime.giveback  # noqa: F401 - registers the control command
 from clusterkit.runtime import properties, rejections
 from clusterkit.runtime.settings import weakened
 
