@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from clusterkit.ops import lock
 from clusterkit.ops.errors import DeployError, PreflightError, ReleaseError
 from clusterkit.runtime.errors import InterruptedByUserError
 
@@ -124,6 +125,7 @@ def run(
         )
     finally:
         Path(secrets).unlink()
+        lock.note(outcome.changed_hosts())
     if runner.status == "canceled":  # Ctrl-C, which ansible-runner takes and ends the playbook for
         raise InterruptedByUserError(
             f"interrupted in the middle of {playbook}", next_step="running it again goes on where it stopped"

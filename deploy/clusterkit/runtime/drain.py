@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING, Any, Final
 
+from amqp.exceptions import RecoverableConnectionError
 from celery.concurrency.prefork import _run_ready_callbacks
 from celery.utils.log import get_logger
 from celery.worker.state import active_requests, reserved_requests
@@ -32,6 +33,7 @@ class Drain:
     def __init__(self, consumer: Any) -> None:
         self._consumer = consumer
         self._over = threading.Event()
+        self._connection: Any = None
         self._timer: Any = None
         self._pump: threading.Thread | None = None
 
@@ -40,6 +42,8 @@ class Drain:
         consumer = self._consumer
         if not consumer.connection:
             return
+        # amqp's: kombu makes a connection that it finds dead anew, and that one would look well.
+        self._connection = consumer.task_consumer.channel.connection
         waiting = tuple(_not_begun(consumer))
         for request in waiting:
             self._give_back(request)
@@ -68,11 +72,12 @@ class Drain:
             _run_ready_callbacks(self._consumer.hub)
 
     def _look(self) -> None:
-        connection = self._consumer.connection
-        if self._over.is_set() or not connection:
+        if self._over.is_set():
             return
         try:
-            connection.drain_events(timeout=_LOOK)
+            if not self._connection.connected:
+                raise RecoverableConnectionError("the connection is closed")
+            self._connection.drain_events(timeout=_LOOK)
         except TimeoutError:
             return
         except (*self._consumer.connection_errors, *self._consumer.channel_errors) as error:

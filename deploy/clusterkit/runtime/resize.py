@@ -20,6 +20,7 @@ from celery.utils.log import get_logger
 from celery.worker.state import reserved_requests
 
 from clusterkit.runtime.errors import BadInputError
+from clusterkit.runtime.prefetch import TaskConsumer
 
 if TYPE_CHECKING:
     import logging
@@ -102,10 +103,12 @@ class ResizeStep(bootsteps.StartStopStep):
             logger.info("pool: from %d to %d tasks at once", self._wanted, wanted)
             worker.concurrency = self._wanted = wanted
             consumer.initial_prefetch_count = wanted * consumer.prefetch_multiplier
-            if consumer.task_consumer:
+            if isinstance(
+                consumer.task_consumer, TaskConsumer
+            ):  # Celery's own cannot (clusterkit.runtime.stock)
                 consumer.task_consumer.fits = False
         self._pool.resize(wanted)
-        if consumer.task_consumer and not consumer.task_consumer.fits:
+        if isinstance(consumer.task_consumer, TaskConsumer) and not consumer.task_consumer.fits:
             # Only the consumer's own loop may use its connection.
             consumer.call_soon(_set_prefetch, consumer)
 
@@ -170,7 +173,7 @@ class _Prefork:
             for process in _idle(pool)[:-change]:
                 _end(pool, process)
             if pool._processes == wanted:  # noqa: SLF001
-                logger.info("pool: %d processes stay", wanted)
+                logger.info("pool: %d of its processes left", wanted)
 
     def _start(self, pool: Any, number: int) -> None:
         pool._processes += number  # noqa: SLF001 - pool.grow also lets in more tasks than there are slots
