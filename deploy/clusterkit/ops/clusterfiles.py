@@ -48,6 +48,7 @@ def cluster_file(
         broker_name=cluster.internal_name("brokers") if cluster.tls else "",
         result_master=RESULT_MASTER if cluster.sentinel else "",
         result_expires=cluster.result_expires,
+        stock=cluster.stock,
         tasks=tasks or {},
     )
 

@@ -20,6 +20,7 @@ from clusterkit.ops import (
     playbook,
     probing,
     release,
+    releases,
     status,
     topology,
 )
@@ -33,6 +34,7 @@ from clusterkit.ops.progress import Progress
 from clusterkit.ops.result_acl import RESULT_MATRIX
 from clusterkit.ops.status import NodeStatus, ServiceStatus, Status
 from clusterkit.runtime import client
+from clusterkit.runtime.clusterfile import ClusterFile
 from clusterkit.runtime.errors import BadInputError, ClusterUnreachableError
 
 if TYPE_CHECKING:
@@ -44,9 +46,9 @@ if TYPE_CHECKING:
     from clusterkit.ops.model import Cluster
     from clusterkit.ops.pki import Pki
     from clusterkit.ops.probing import Probes
-    from clusterkit.ops.secrets import Secrets
+    from clusterkit.ops.secrets import Role, Secrets
 
-_PREFLIGHT, _BUILD, _PROBE = "Preflight", "App release", "Probe tasks"
+PREFLIGHT, BUILD, _PROBE = "Preflight", "App release", "Probe tasks"
 #: Seconds within which every worker node has to answer a probe on each of its queues.
 PROBE_DEADLINE = 60.0
 
@@ -77,18 +79,21 @@ def up(cluster: Cluster, console: Console, bundle: Path | None = None) -> Deploy
     if bundle:
         bundles.read(bundle)
     cluster = addresses.resolved(cluster)
-    phases = [_PREFLIGHT, _BUILD, *playbook.phases(cluster, "up"), _PROBE]
+    phases = [PREFLIGHT, BUILD, *playbook.phases(cluster, "up"), _PROBE]
     with alone(cluster), Progress(f"cluster {cluster.name}: up", phases, console) as progress:
-        hosts = _preflight(cluster, progress)
-        progress.start(_BUILD)
-        keys = _keys(cluster)
-        built = release.build(cluster, {_target(host) for host in hosts.values()}, progress.doing)
-        variables = _variables(cluster, keys, built, hosts)
+        record = releases.Record.load(cluster)
+        pinned = record.pinned(cluster)
+        if pinned:
+            console.print(f"[yellow]warning[/] {pinned.why_pinned()}", highlight=False, soft_wrap=True)
+        ready = prepare(cluster, progress, pinned.id if pinned else "")
         if bundle:
-            variables["cluster_bundle"] = str(bundle.resolve())
-        outcome = playbook.run(cluster, "up", variables, progress)
-        note(release=built.id)
-        _write_cluster_files(cluster, keys, _manifest(outcome))
+            ready.variables["cluster_bundle"] = str(bundle.resolve())
+        outcome = playbook.run(cluster, "up", ready.variables, progress)
+        note(release=ready.built.id)
+        tasks = manifest(outcome)
+        write_cluster_files(cluster, ready.keys, tasks)
+        if not pinned:
+            record.deployed(ready.built.id, "up", cluster.app_source, tasks)
         progress.start(_PROBE)
         app = operator_app(cluster)
         probes = probing.probe(app, cluster, deadline=PROBE_DEADLINE, report=progress.doing)
@@ -100,11 +105,38 @@ def up(cluster: Cluster, console: Console, bundle: Path | None = None) -> Deploy
         return Deployed(
             progress.changes,
             progress.seconds,
-            built.id,
+            ready.built.id,
             status.nodes(cluster, app),
             probes,
             outcome.changed_hosts(),
         )
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a deployment goes by: the control machine's secrets, the release, and the playbooks' variables."""
+
+    keys: Keys
+    built: release.Release
+    variables: dict[str, Any]
+
+
+def prepare(cluster: Cluster, progress: Progress, release_id: str = "") -> Prepared:
+    """Look at the hosts and build the release of ``cluster``'s app, or find the one called ``release_id``.
+
+    Raises:
+        PreflightError, ReleaseError: nothing was changed.
+    """
+    hosts = _preflight(cluster, progress)
+    progress.start(BUILD)
+    keys = _keys(cluster)
+    targets = {_target(host) for host in hosts.values()}
+    if release_id:
+        built = release.kept(cluster, release_id, targets)
+    else:
+        built = release.build(cluster, targets, progress.doing)
+    _write_operator_file(cluster, keys)
+    return Prepared(keys, built, _variables(cluster, keys, built, hosts))
 
 
 def preflight(cluster: Cluster, console: Console) -> dict[str, HostFacts]:
@@ -114,7 +146,7 @@ def preflight(cluster: Cluster, console: Console) -> dict[str, HostFacts]:
         PreflightError: has every problem of every host, each with the way out.
     """
     cluster = addresses.resolved(cluster)
-    with Progress(f"cluster {cluster.name}: preflight", [_PREFLIGHT], console) as progress:
+    with Progress(f"cluster {cluster.name}: preflight", [PREFLIGHT], console) as progress:
         return _preflight(cluster, progress)
 
 
@@ -150,13 +182,13 @@ def rotate(cluster: Cluster, console: Console, *, authority: bool = False) -> di
         )
     cluster = addresses.resolved(cluster)
     directory, wanted = cluster.state_dir / "pki", addresses.identities(cluster)
-    names = [_PREFLIGHT, *playbook.phases(cluster, "rotate")]
+    names = [PREFLIGHT, *playbook.phases(cluster, "rotate")]
     with alone(cluster), Progress(f"cluster {cluster.name}: rotate", names, console) as progress:
         hosts = _preflight(cluster, progress)
         secrets = secret_store.ensure(cluster.state_dir / "secrets.yml")
         certificates = pki.rotate(directory, wanted, ca=authority)
         while True:
-            variables = _server_variables(cluster, _Keys(secrets, certificates), hosts)
+            variables = _server_variables(cluster, Keys(secrets, certificates), hosts)
             playbook.run(cluster, "rotate", variables, progress)
             _write_authority(cluster, certificates)
             if certificates.step == "settled":
@@ -242,6 +274,11 @@ def restart(
     return [name for result in outcome.all() for name in result.get("affected", ())]
 
 
+def restart_services(cluster: Cluster, services: list[str]) -> None:
+    """Restart ``services`` one after the other, for a command that has the cluster for itself already."""
+    playbook.run(cluster, "restart", {**broker_variables(cluster), "cluster_services": services})
+
+
 def ask(cluster: Cluster, name: str, variables: dict[str, Any]) -> playbook.Outcome:
     """Run a playbook that only looks; hosts that cannot be reached are in the outcome's failures."""
     return playbook.run(cluster, name, {**base_variables(cluster), **variables}, partial=True)
@@ -281,9 +318,18 @@ def status_of(cluster: Cluster) -> Status:
 
 def monitor(cluster: Cluster) -> Broker:
     """Return RabbitMQ's HTTP API as the user that may look and change nothing."""
-    password = secret_store.ensure(cluster.state_dir / "secrets.yml").broker["monitor"]
+    return _broker(cluster, "monitor")
+
+
+def administrator(cluster: Cluster) -> Broker:
+    """Return RabbitMQ's HTTP API as the user that may change everything."""
+    return _broker(cluster, "operator")
+
+
+def _broker(cluster: Cluster, role: Role) -> Broker:
+    password = secret_store.ensure(cluster.state_dir / "secrets.yml").broker[role]
     ca_file = str(cluster.state_dir / clusterfiles.CA_FILE) if cluster.tls else ""
-    return Broker(status.broker_urls(cluster), "monitor", password, ca_file)
+    return Broker(status.broker_urls(cluster), role, password, ca_file)
 
 
 def check(cluster: Cluster, deadline: float) -> Probes:
@@ -292,23 +338,23 @@ def check(cluster: Cluster, deadline: float) -> Probes:
 
 
 @dataclass(frozen=True)
-class _Keys:
+class Keys:
     """What a deployment needs of the control machine's secrets: passwords, and certificates on hosts."""
 
     secrets: Secrets
     pki: Pki | None
 
 
-def _keys(cluster: Cluster) -> _Keys:
+def _keys(cluster: Cluster) -> Keys:
     secrets = secret_store.ensure(cluster.state_dir / "secrets.yml")
     certificates = (
         pki.ensure(cluster.state_dir / "pki", addresses.identities(cluster)) if cluster.tls else None
     )
-    return _Keys(secrets, certificates)
+    return Keys(secrets, certificates)
 
 
 def _variables(
-    cluster: Cluster, keys: _Keys, built: release.Release, hosts: dict[str, HostFacts]
+    cluster: Cluster, keys: Keys, built: release.Release, hosts: dict[str, HostFacts]
 ) -> dict[str, Any]:
     files = {
         role: clusterfiles.to_json(clusterfiles.cluster_file(cluster, keys.secrets, role))
@@ -321,6 +367,12 @@ def _variables(
             "id": built.id,
             "archives": {name: str(built.archives[_target(facts)]) for name, facts in hosts.items()},
         },
+        "cluster_handover": [
+            sys.executable,
+            "-m",
+            "clusterkit.ops.handover",
+            str(cluster.state_dir / "operator.json"),
+        ],
     }
 
 
@@ -329,7 +381,7 @@ def broker_variables(cluster: Cluster) -> dict[str, Any]:
     return _server_variables(cluster, _keys(cluster), {})
 
 
-def _server_variables(cluster: Cluster, keys: _Keys, hosts: dict[str, HostFacts]) -> dict[str, Any]:
+def _server_variables(cluster: Cluster, keys: Keys, hosts: dict[str, HostFacts]) -> dict[str, Any]:
     return {
         **base_variables(cluster),
         "cluster_secrets": keys.secrets.to_ansible(),
@@ -364,13 +416,24 @@ def base_variables(cluster: Cluster) -> dict[str, Any]:
     return variables
 
 
-def _manifest(outcome: playbook.Outcome) -> dict[str, str | None]:
+def manifest(outcome: playbook.Outcome) -> dict[str, str | None]:
+    """Return the release's task names, name -> queue, from a run that installed it or found it installed."""
     contents = [result["content"] for result in outcome.of("Read the release's task names").values()]
     tasks: dict[str, str | None] = json.loads(base64.b64decode(contents[0]))["tasks"]
     return tasks
 
 
-def _write_cluster_files(cluster: Cluster, keys: _Keys, tasks: dict[str, str | None]) -> None:
+def _write_operator_file(cluster: Cluster, keys: Keys) -> None:
+    """Write the operator's file anew: new workers are asked with it before the deployment has ended."""
+    path = cluster.state_dir / "operator.json"
+    tasks = ClusterFile.load(path).tasks if path.exists() else {}
+    if keys.pki:
+        _write_authority(cluster, keys.pki)
+    clusterfiles.write(clusterfiles.cluster_file(cluster, keys.secrets, "operator", tasks), path)
+
+
+def write_cluster_files(cluster: Cluster, keys: Keys, tasks: dict[str, str | None]) -> None:
+    """Write what clients and the operator's command connect with; from now on clients know ``tasks``."""
     if keys.pki:
         _write_authority(cluster, keys.pki)
     producer = clusterfiles.cluster_file(cluster, keys.secrets, "producer", tasks)

@@ -53,6 +53,8 @@ _SETTINGS_FILE: Final = """\
 celery_app: tasks.app:app
 app_source: .
 service_backend: systemd
+# `make drill` may kill, stop and cut off what runs here.
+drills: true
 
 queues:
   default: {{}}

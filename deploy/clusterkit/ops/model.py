@@ -17,6 +17,7 @@ from clusterkit.ops.suggest import say
 
 Pool = Literal["prefork", "threads", "gevent", "eventlet", "solo"]
 Backend = Literal["systemd", "supervisor", "compose"]
+CelerySettings = Literal["no-loss", "stock"]
 LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"]
 Group = Literal["brokers", "results", "workers", "schedulers", "monitors"]
 
@@ -362,6 +363,14 @@ class Settings(Model):
     firewall: bool = True
     """Whether hosts get firewall rules for the cluster's ports (nftables). Only on hosts."""
 
+    drills: bool = False
+    """Whether `make drill` may hurt this cluster: kill its processes, stop its hosts, cut its network. Labs
+    have it."""
+
+    celery_settings: CelerySettings = "no-loss"
+    """`stock` runs the app with Celery's own defaults on classic queues without dead letters, to compare
+    with: it loses tasks. Only where `drills` is true."""
+
     @model_validator(mode="before")
     @classmethod
     def _fill_in_ports(cls, data: Any) -> Any:
@@ -435,6 +444,11 @@ class Cluster(Settings):
     def tls(self) -> bool:
         """Whether everything that goes over the network is encrypted: on hosts, not on one's own loopback."""
         return self.service_backend == "systemd"
+
+    @property
+    def stock(self) -> bool:
+        """Whether the app runs with Celery's own defaults, to compare with: tasks get lost."""
+        return self.celery_settings == "stock"
 
     @property
     def sentinel(self) -> bool:

@@ -65,7 +65,9 @@ def problems(written: Written) -> Iterator[Finding]:
 
 
 def warnings(written: Written) -> Iterator[Finding]:
-    """Yield the settings that somebody wrote and that have no effect."""
+    """Yield the settings that somebody wrote and that have no effect, or that lose tasks."""
+    if written.raw.get("celery_settings") == "stock":
+        yield ("celery_settings",), "Celery's own defaults on classic queues: this cluster LOSES tasks"
     for path, node in written.nodes():
         pool = _pool(node)
         for key in ("time_limit", "soft_time_limit"):
@@ -231,6 +233,14 @@ def _one_host_without_systemd(written: Written) -> Iterator[Finding]:
         )
 
 
+def _stock_settings_are_for_drills(written: Written) -> Iterator[Finding]:
+    if written.raw.get("celery_settings") == "stock" and written.raw.get("drills") is not True:
+        yield (
+            ("celery_settings",),
+            "stock loses tasks, and is only for clusters that may be hurt: drills: true, or no-loss",
+        )
+
+
 def _app_source_exists(written: Written) -> Iterator[Finding]:
     source = written.get("app_source", str)
     if not source or "://" in source:
@@ -254,5 +264,6 @@ _RULES: Final[tuple[Callable[[Written], Iterator[Finding]], ...]] = (
     _ports_differ,
     _settings_suit_the_backend,
     _one_host_without_systemd,
+    _stock_settings_are_for_drills,
     _app_source_exists,
 )

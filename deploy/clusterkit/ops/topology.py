@@ -13,6 +13,8 @@ import hmac
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
+from clusterkit.runtime.nodename import SLOT_PATTERN
+
 if TYPE_CHECKING:
     from clusterkit.ops.model import Cluster, QueueSettings
     from clusterkit.ops.secrets import Role, Secrets
@@ -91,7 +93,7 @@ def matrix(cluster: Cluster) -> tuple[Rights, ...]:
 def _worker(cluster: Cluster) -> Rights:
     queues = _either(cluster.queues)
     nodes = _either({node.name: None for node in cluster.worker_nodes})
-    control = rf"{nodes}@{_HOST}\.{_PIDBOX}"
+    control = rf"{nodes}{SLOT_PATTERN}@{_HOST}\.{_PIDBOX}"
     return Rights(
         "worker",
         "worker nodes: take tasks, publish tasks (retries, chords), send events, answer control commands",
@@ -154,12 +156,13 @@ def definitions(cluster: Cluster, secrets: Secrets) -> dict[str, Any]:
         ],
         "exchanges": [_exchange(name) for name in (EXCHANGE, DEAD_LETTERS, *_delay_exchanges())],
         "queues": [
-            *(_queue(name) for name in (*cluster.queues, DEAD_LETTERS)),
+            *(_classic_queue(name) if cluster.stock else _queue(name) for name in cluster.queues),
+            _queue(DEAD_LETTERS),
             *(_queue(_level(level), _delay_arguments(level)) for level in range(DELAY_BITS)),
         ],
         "bindings": [*_task_bindings(cluster), *_delay_bindings()],
         "policies": [
-            *(_queue_policy(name, settings) for name, settings in cluster.queues.items()),
+            *(() if cluster.stock else (_queue_policy(*queue) for queue in cluster.queues.items())),
             _policy(
                 DEAD_LETTERS,
                 {
@@ -250,6 +253,11 @@ def _queue(name: str, arguments: dict[str, Any] | None = None) -> dict[str, Any]
         "auto_delete": False,
         "arguments": {"x-queue-type": "quorum", **(arguments or {})},
     }
+
+
+def _classic_queue(name: str) -> dict[str, Any]:
+    """Return a queue as Celery's own defaults declare it."""
+    return {**_queue(name), "arguments": {}}
 
 
 def _binding(source: str, destination: str, routing_key: str, kind: str = "queue") -> dict[str, Any]:

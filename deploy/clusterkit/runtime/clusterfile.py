@@ -31,7 +31,8 @@ class ClusterFile:
     encrypted. ``broker_name`` is the name in the brokers' certificates; the result store's are checked
     against its addresses.
     ``tasks`` maps the task names of the deployed release to their queues (None: the default queue).
-    ``result_expires`` is in seconds.
+    ``result_expires`` is in seconds. ``stock`` is for comparison alone: Celery's own defaults, which
+    lose tasks.
     """
 
     cluster: str
@@ -45,6 +46,7 @@ class ClusterFile:
     broker_name: str = ""
     result_master: str = ""
     result_expires: int = 86_400
+    stock: bool = False
     tasks: dict[str, str | None] = field(default_factory=dict)
 
     @classmethod

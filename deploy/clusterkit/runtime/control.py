@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 
 logger: logging.Logger = get_logger(__name__)
 
+#: Seconds a control queue stays without its worker. With Celery's 10 it is deleted while a broker node is
+#: away, and made anew; the node that comes back brings the old one along, wins the election with it, and
+#: deletes the new one from under its worker, who is not told and answers nobody any more (RabbitMQ 4.0.5).
+_EXPIRES = 86_400
 #: Seconds until a lost connection for control commands is made anew.
 _PAUSE = 1.0
 
@@ -35,6 +39,7 @@ class Mailbox(kombu.pidbox.Mailbox):
         """Return the control queue of the worker node ``hostname``."""
         queue = super().get_queue(hostname)
         queue.queue_arguments = {**(queue.queue_arguments or {}), "x-queue-type": "quorum"}
+        queue.expires = _EXPIRES
         return queue
 
 

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 EXCHANGE = "celery"
 
 
-def queues(names: Iterable[str], *, declare: bool) -> list[Queue]:
-    """Return a quorum queue per name, bound to the topic exchange under its own name.
+def queues(names: Iterable[str], *, declare: bool, kind: str = "quorum") -> list[Queue]:
+    """Return a queue per name, bound to the topic exchange under its own name.
 
     With ``declare`` False, a process never tries to create them: it needs no right to.
     """
@@ -26,7 +26,7 @@ def queues(names: Iterable[str], *, declare: bool) -> list[Queue]:
             exchange,
             routing_key=name,
             durable=True,
-            queue_arguments={"x-queue-type": "quorum"},
+            queue_arguments={"x-queue-type": kind} if kind != "classic" else None,
             no_declare=not declare,
         )
         for name in names

@@ -242,8 +242,8 @@ def _pool_of_master(
         sentinel_kwargs={
             **options,
             "ssl": bool(cluster.ca_file),
-            "socket_connect_timeout": _SENTINEL_TIMEOUT,
-            "socket_timeout": _SENTINEL_TIMEOUT,
+            "socket_connect_timeout": min(options["socket_connect_timeout"], _SENTINEL_TIMEOUT),
+            "socket_timeout": min(options["socket_timeout"], _SENTINEL_TIMEOUT),
             "retry": Patience(0),
         },
     )
@@ -268,6 +268,17 @@ def ping(cluster: ClusterFile, timeout: float) -> None:
         store.ping()
     finally:
         store.close()
+
+
+def master(cluster: ClusterFile) -> tuple[str, int]:
+    """Return address and port of the master of a replicated result store, as Sentinel knows it.
+
+    Raises:
+        redis.exceptions.RedisError: no Sentinel answers, or none knows a master.
+    """
+    pool: Any = client(cluster, patience=PATIENCE).connection_pool
+    address, port = pool.sentinel_manager.discover_master(cluster.result_master)
+    return str(address), int(port)
 
 
 def store_settings(cluster: ClusterFile) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import socket
 import ssl
 from typing import TYPE_CHECKING, Any, Final
 
-from clusterkit.runtime import probe, results
+from clusterkit.runtime import drill, probe, results, stock
 from clusterkit.runtime.clusterfile import CONFIG_VARIABLE, ClusterFile
 from clusterkit.runtime.queues import EXCHANGE, queues
 
@@ -100,12 +100,20 @@ def configure(app: Celery) -> Celery:
     app.control_cls = "clusterkit.runtime.control:Control"
     app.conf.update({**NO_LOSS, **OPERATION})
     probe.register(app)
+    drill.register(app)
     path = os.environ.get(CONFIG_VARIABLE)
     return join(app, ClusterFile.load(path)) if path else app
 
 
 def join(app: Celery, cluster: ClusterFile) -> Celery:
     """Point ``app`` at ``cluster`` as the role its file was written for, and return it."""
+    _join(app, cluster)
+    if cluster.stock:
+        stock.undo(app, cluster, NO_LOSS)
+    return app
+
+
+def _join(app: Celery, cluster: ClusterFile) -> None:
     declare = cluster.role == "worker"
     service = os.environ.get("CLUSTERKIT_SERVICE", cluster.role)
     app.conf.update(
@@ -115,7 +123,7 @@ def join(app: Celery, cluster: ClusterFile) -> Celery:
         broker_failover_strategy="round-robin",
         broker_use_ssl=_broker_tls(cluster),
         result_expires=cluster.result_expires,
-        task_queues=queues(cluster.queues, declare=declare),
+        task_queues=queues(cluster.queues, declare=declare, kind="classic" if cluster.stock else "quorum"),
         task_default_queue=cluster.default_queue,
         task_default_routing_key=cluster.default_queue,
         broker_transport_options={
@@ -128,7 +136,6 @@ def join(app: Celery, cluster: ClusterFile) -> Celery:
         clusterkit_publish_deadline=None if cluster.may_wait_for_broker else PUBLISH_DEADLINE,
     )
     results.attach(app, cluster)
-    return app
 
 
 def _shuffled(urls: list[str]) -> list[str]:

@@ -263,6 +263,14 @@ def test_exactly_the_version_that_was_looked_at_is_installed_and_not_started(hos
     assert "policy 101" in host.calls
 
 
+def test_what_is_fetched_is_not_installed(host: Host) -> None:
+    host.runs("3.13.7-1", "4.0.5-6")
+    assert not host.replace("fetched", version="4.0.5-6")["changed"]
+    installs = [call for call in host.calls if call.startswith("apt-get install")]
+    assert len(installs) == 1
+    assert installs[0].endswith("--download-only rabbitmq-server=4.0.5-6")
+
+
 def test_a_version_that_is_there_is_left_alone(host: Host) -> None:
     host.runs("4.0.5-6", "4.0.5-6")
     assert not host.replace("upgraded", version="4.0.5-6")["changed"]

@@ -6,8 +6,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from amqp.exceptions import RecoverableConnectionError
 
-from clusterkit.runtime.consumer import MalformedTaskError, _check
+from clusterkit.runtime.consumer import Consumer, MalformedTaskError, _check
 
 HEADERS = {"task": "shop.ping", "id": "1"}
 
@@ -46,3 +47,23 @@ def test_tasks_pass(good: Any) -> None:
 def test_what_would_end_the_worker_is_refused_with_the_reason(bad: Any, reason: str) -> None:
     with pytest.raises(MalformedTaskError, match=reason):
         _check(bad)
+
+
+def looping(**connection: Any) -> Consumer:
+    """A gevent worker's consumer in its loop, which began on the connection `first`."""
+    consumer: Consumer = Consumer.__new__(Consumer)
+    consumer.hub = None
+    consumer._pending_operations = []
+    consumer._begun_on = "first"
+    consumer.connection = SimpleNamespace(**{"connected": True, "connection": "first", **connection})
+    return consumer
+
+
+def test_a_green_worker_goes_on_while_its_connection_is_the_one_it_began_on() -> None:
+    looping().perform_pending_operations()
+
+
+@pytest.mark.parametrize("lost", [{"connected": False}, {"connection": "made anew, without consumers"}])
+def test_a_green_worker_whose_connection_was_replaced_begins_again(lost: dict[str, Any]) -> None:
+    with pytest.raises(RecoverableConnectionError):
+        looping(**lost).perform_pending_operations()

@@ -16,6 +16,7 @@ def test_a_worker_nodes_control_queue_is_a_quorum_queue() -> None:
     app = configure(Celery("test"))
     queue = app.control.mailbox.get_queue("cpu@h1")
     assert queue.queue_arguments == {"x-queue-type": "quorum"}
+    assert queue.expires == 86_400, "it must outlive a broker node's restart"
     assert (queue.name, queue.durable, queue.exclusive) == ("cpu@h1.celery.pidbox", True, False)
 
 

@@ -1,0 +1,55 @@
+"""A task that is due every second, to see what a scheduler's death does to the schedule."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from celery.schedules import schedule
+from redbeat import RedBeatSchedulerEntry
+
+from clusterkit.runtime.drill import DRILL
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from celery import Celery
+
+    from clusterkit.ops.drills.executions import Execution
+
+#: The number of the tasks that the scheduler sends; they are no part of the load.
+BEAT: Final = -1
+_INTERVAL: Final = 1.0
+#: Two that began within this part of a second were sent by two schedulers.
+_TWICE: Final = 0.3
+
+
+@dataclass(frozen=True)
+class Beats:
+    """How the schedule was kept; ``longest_gap`` is in seconds, and 1 when nothing happens."""
+
+    count: int
+    longest_gap: float
+    twice: int
+
+
+@contextlib.contextmanager
+def every_second(app: Celery, drill: str) -> Iterator[None]:
+    """Have the cluster's scheduler send a task every second."""
+    entry = RedBeatSchedulerEntry(
+        drill, DRILL, schedule(run_every=_INTERVAL, app=app), args=[drill, BEAT, 0], app=app
+    )
+    entry.save()
+    try:
+        yield
+    finally:
+        entry.delete()
+
+
+def count(executions: Iterable[Execution]) -> Beats:
+    """Return how the schedule was kept."""
+    begins = sorted(each.begin for each in executions if each.number == BEAT)
+    gaps = [later - earlier for earlier, later in itertools.pairwise(begins)]
+    return Beats(len(begins), round(max(gaps, default=0), 1), sum(gap < _TWICE for gap in gaps))
