@@ -25,7 +25,7 @@ case "$tool $1" in
     "apt-cache policy") echo "  Candidate: $(cat candidate)" ;;
     "apt-cache madison") echo "$2 | $(cat candidate) | file:/bundle ./ Packages" ;;
     "dpkg --compare-versions") [ "$(printf '%s\n%s\n' "$4" "$2" | sort -V | tail -n 1)" = "$2" ] ;;
-    "dpkg-query --show") [ -e "installed-$4" ] && echo "installed $(cat "installed-$4")" ;;
+    "dpkg-query --show") [ -e "installed-$3" ] && echo "installed $(cat "installed-$3")" ;;
     "apt-get update")
         if [ -e no-network ]; then echo "E: Failed to fetch it"; exit 100; fi
         cp registry known ;;
