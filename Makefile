@@ -32,6 +32,8 @@
 #   SERIAL    hosts at a time that get it afterwards (cluster-release, -rollback)  [a third]
 #   ALLOW_MISSING  1: task names may go away (cluster-release, -rollback)                  []
 #   RELEASE   release to go back to (cluster-rollback)                      [the one before]
+#   NODE      a worker node, as the inventory names it (cluster-scale)                      []
+#   N         tasks it runs at once on each of its hosts (cluster-scale)                    []
 #   ARGS      its arguments: a JSON list, or an object for keywords (submit)             [[]]
 #   WAIT      0: do not wait for the result (submit)                                      [1]
 #   OPEN      1: open Flower in a browser (flower)                                         []
@@ -69,7 +71,7 @@ rollout = $(if $(CANARY),--canary $(CANARY)) $(if $(SERIAL),--serial $(SERIAL)) 
 .DEFAULT_GOAL := help
 .PHONY: help cluster-preflight cluster-up cluster-status cluster-check cluster-logs cluster-restart \
         dlq-list dlq-show dlq-replay dlq-drop queue-dump queue-load \
-        cluster-release cluster-rollback cluster-releases cluster-rotate cluster-backup cluster-restore cluster-audit cluster-drain cluster-undrain cluster-down cluster-destroy \
+        cluster-release cluster-rollback cluster-releases cluster-scale cluster-rotate cluster-backup cluster-restore cluster-audit cluster-drain cluster-undrain cluster-down cluster-destroy \
         broker-restart broker-upgrade broker-remove broker-replace bundle drill drill-list \
         lab-up lab-status lab-ssh lab-down compose-up compose-status compose-down submit flower \
         test lint format reference requirements
@@ -106,6 +108,9 @@ cluster-rollback: .venv/.ready ## go back to the release before, or to a certain
 
 cluster-releases: .venv/.ready ## the releases: when, by whom, how many tasks, where they run
 	@$(clusterkit) cluster releases $(json)
+
+cluster-scale: .venv/.ready ## let a worker node run N tasks at once, while it runs and in the inventory [NODE= N= TIMEOUT=]
+	@$(clusterkit) cluster scale $(NODE) $(N) $(json) $(if $(TIMEOUT),--timeout $(TIMEOUT))
 
 cluster-rotate: .venv/.ready ## new certificates for every host; no connection is cut [AUTHORITY=1]
 	@$(clusterkit) cluster rotate $(if $(filter 1,$(AUTHORITY)),--authority)

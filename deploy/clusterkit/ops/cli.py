@@ -22,6 +22,7 @@ from clusterkit.ops import (
     lab_cli,
     queue_cli,
     release_cli,
+    scale_cli,
 )
 from clusterkit.ops.cli_options import (
     ROOT,
@@ -67,6 +68,7 @@ broker_commands = typer.Typer(
 )
 app.add_typer(cluster_commands, name="cluster")
 release_cli.register(cluster_commands)
+cluster_commands.command()(scale_cli.scale)
 app.add_typer(broker_commands, name="broker")
 cluster_commands.command()(backup_cli.backup)
 cluster_commands.command()(backup_cli.restore)

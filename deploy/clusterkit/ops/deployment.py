@@ -276,7 +276,7 @@ def restart(
 
 def restart_services(cluster: Cluster, services: list[str]) -> None:
     """Restart ``services`` one after the other, for a command that has the cluster for itself already."""
-    playbook.run(cluster, "restart", {**broker_variables(cluster), "cluster_services": services})
+    playbook.run(cluster, "restart", {**base_variables(cluster), "cluster_services": services})
 
 
 def ask(cluster: Cluster, name: str, variables: dict[str, Any]) -> playbook.Outcome:
@@ -400,7 +400,7 @@ def _server_variables(cluster: Cluster, keys: Keys, hosts: dict[str, HostFacts])
 
 
 def base_variables(cluster: Cluster) -> dict[str, Any]:
-    """Return what every playbook needs."""
+    """Return the variables that every playbook needs."""
     variables: dict[str, Any] = {
         "cluster": cluster.to_ansible(),
         "service_backend": cluster.service_backend,

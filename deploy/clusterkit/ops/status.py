@@ -314,7 +314,6 @@ def show(status: Status, console: Console) -> None:
         console.print(_queue_table(status))
     for name, url in status.urls.items():
         console.print(f"[bold]{name:9}[/] {url}", highlight=False, soft_wrap=True)
-    show_drained(status.drained, console)
     if status.dead_letters:
         option = "" if status.cluster == DEFAULT_CLUSTER else f" CLUSTER={status.cluster}"
         console.print(
@@ -323,6 +322,7 @@ def show(status: Status, console: Console) -> None:
             highlight=False,
             soft_wrap=True,
         )
+    show_drained(status.drained, console)
     for problem in status.problems:
         console.print(f"[red]problem[/]   {problem}", highlight=False, soft_wrap=True)
     if not status.problems:
