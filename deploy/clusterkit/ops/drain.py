@@ -71,7 +71,7 @@ class Drained:
     stays: tuple[str, ...]
     """Services that run on there."""
     broker: bool
-    """Whether it is a broker."""
+    """Whether it is one of several brokers."""
     seconds: float
 
     def to_json(self) -> dict[str, Any]:
@@ -181,7 +181,7 @@ def drain(cluster: Cluster, host: str, wish: Wish, console: Console) -> Drained:
                 next_step=_again(cluster, host),
             ) from None
         stays = tuple(one.name for one in services if not one.name.startswith(_WORKER))
-        broker = host in cluster.group("brokers")
+        broker = host in cluster.group("brokers") and len(cluster.group("brokers")) > 1
         return Drained(mark, nodes.here, nodes.given_back, stays, broker, progress.seconds)
 
 
