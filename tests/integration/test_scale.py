@@ -29,6 +29,8 @@ NODES = [
         "queues": ["default"],
         "concurrency": 2,
         "prefetch_multiplier": 4,
+        # With 4 x 900 s the broker's patience stays what it is with 1 x 3600 s: no restart.
+        "time_limit": 900,
     },
 ]
 
