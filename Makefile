@@ -7,7 +7,11 @@
 #   CLUSTER   inventory below deploy/clusters/, or the path of one                  [local]
 #   BUNDLE    distribution packages for hosts that reach no registry (cluster-up, broker-upgrade) []
 #   AUTHORITY 1: a new certificate authority, too (cluster-rotate)                         []
-#   HOST      one host, such as h1 (broker-*, lab-ssh; lab-down: remove only this one)     []
+#   HOST      one host, such as h1 (broker-*, cluster-drain, -undrain, lab-ssh; lab-down: only this one) []
+#   REASON    why a host is drained (cluster-drain)                                        []
+#   TIMEOUT   seconds to wait: for running tasks (cluster-drain: as long as they take),
+#             for the gate before each broker (broker-restart, -upgrade, cluster-restart: 120) []
+#   FORCE     1: also when a queue is left without a consumer (cluster-drain)              []
 #   SERVICE   one service, as make cluster-status lists them (cluster-logs, -restart)   [all]
 #   LINES     last lines of each service's log, or of the record (cluster-logs, -audit)  [20]
 #   FOLLOW    1: go on as lines come (cluster-logs)                                        []
@@ -94,7 +98,7 @@ cluster-logs: .venv/.ready ## the services' last log lines [SERVICE= LINES= FOLL
 	@$(clusterkit) cluster logs --lines $(LINES) $(if $(SERVICE),--service $(SERVICE)) $(if $(filter 1,$(FOLLOW)),--follow)
 
 cluster-restart: .venv/.ready ## restart services one after the other; running tasks finish first [SERVICE=]
-	@$(clusterkit) cluster restart $(SERVICE)
+	@$(clusterkit) cluster restart $(SERVICE) $(if $(TIMEOUT),--timeout $(TIMEOUT))
 
 cluster-release: .venv/.ready ## roll a new release out, a canary host first; running tasks finish [APP_SOURCE= CANARY= SERIAL=]
 	@$(clusterkit) cluster release $(json) $(if $(APP_SOURCE),--source '$(APP_SOURCE)') $(rollout)
@@ -119,6 +123,12 @@ cluster-restore: .venv/.ready ## a blank cluster from a backup; clients keep the
 
 cluster-audit: .venv/.ready ## who changed the cluster, when and with what command [LINES=]
 	@$(clusterkit) cluster audit --lines $(LINES) $(json)
+
+cluster-drain: .venv/.ready ## have a host run no tasks: what runs there ends first [HOST= REASON= TIMEOUT= FORCE=1]
+	@$(clusterkit) cluster drain $(HOST) $(json) $(if $(REASON),--reason '$(REASON)') $(if $(TIMEOUT),--timeout $(TIMEOUT)) $(if $(filter 1,$(FORCE)),--force)
+
+cluster-undrain: .venv/.ready ## have it work again, with what the cluster runs by now [HOST=]
+	@$(clusterkit) cluster undrain $(HOST)
 
 cluster-down: .venv/.ready ## stop the services; messages, results and settings stay
 	@$(clusterkit) cluster down

@@ -253,10 +253,12 @@ def destroy(cluster: Cluster, console: Console) -> None:
     shutil.rmtree(cluster.state_dir, ignore_errors=True)
 
 
-def restart(cluster: Cluster, services: list[str], console: Console) -> list[str]:
+def restart(
+    cluster: Cluster, services: list[str], console: Console, gate_timeout: int | None = None
+) -> list[str]:
     """Restart ``services`` (all, when the list is empty) one after the other; return their names.
 
-    A broker of several goes through the gate of ``clusterkit.ops.brokers``.
+    A broker goes through the gate of ``clusterkit.ops.brokers``, for which ``gate_timeout`` is.
     """
     cluster = addresses.resolved(cluster)
     with (
@@ -265,9 +267,10 @@ def restart(cluster: Cluster, services: list[str], console: Console) -> list[str
             f"cluster {cluster.name}: restart", playbook.phases(cluster, "restart"), console
         ) as progress,
     ):
-        outcome = playbook.run(
-            cluster, "restart", {**broker_variables(cluster), "cluster_services": services}, progress
-        )
+        variables = {**broker_variables(cluster), "cluster_services": services}
+        if gate_timeout is not None:
+            variables["broker_gate_timeout"] = gate_timeout
+        outcome = playbook.run(cluster, "restart", variables, progress)
     return [name for result in outcome.all() for name in result.get("affected", ())]
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import tempfile
+import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -111,6 +113,7 @@ def run(
     handle, secrets = tempfile.mkstemp(dir=work, prefix="variables-", suffix=".json")
     with os.fdopen(handle, "w") as file:
         json.dump(variables, file)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         runner = ansible_runner.run(
             private_data_dir=str(work),
@@ -126,6 +129,10 @@ def run(
     finally:
         Path(secrets).unlink()
         lock.note(outcome.changed_hosts())
+        # ansible-runner puts its own in their place for good: Ctrl-C would do nothing any more.
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
     if runner.status == "canceled":  # Ctrl-C, which ansible-runner takes and ends the playbook for
         raise InterruptedByUserError(
             f"interrupted in the middle of {playbook}", next_step="running it again goes on where it stopped"

@@ -16,7 +16,8 @@ from celery.exceptions import NotRegistered
 from celery.utils.log import get_logger
 from celery.utils.threads import bound_open_broker_sockets
 
-from clusterkit.runtime import rejections
+import clusterkit.runtime.giveback  # noqa: F401 - registers the control command
+from clusterkit.runtime import properties, rejections
 from clusterkit.runtime.drain import Drain
 from clusterkit.runtime.settings import weakened
 
@@ -54,6 +55,7 @@ class Consumer(celery.worker.consumer.Consumer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        properties.tolerate()
         self._drain: Drain | None = None
         self._notes = rejections.notes(self.app, self.hostname)
         for name, (has, should) in weakened(self.app).items():
