@@ -187,14 +187,14 @@ def test_what_cannot_be_scaled_is_refused_with_the_way_out(cluster: LocalCluster
 def test_a_stopping_worker_gives_back_at_once_what_it_has_not_begun(
     cluster: LocalCluster, load: Load
 ) -> None:
-    load.send(8, 8, "default")
+    load.send(4, 15, "default")
     begun(load, 2)
     name = service(cluster, "default")
     stop = stopping(cluster, name)
     eventually(
-        lambda: waiting(cluster, "default")[1] <= 2 and waiting(cluster, "default")[0] >= 6,
-        within=6,
-        what="six messages are back in the queue",
+        lambda: waiting(cluster, "default") == (2, 2),
+        within=14,
+        what="two messages are back in the queue",
         cluster=cluster,
     )
     assert stop.poll() is None, "two tasks run still"
