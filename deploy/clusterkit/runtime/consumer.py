@@ -116,7 +116,7 @@ class Consumer(celery.worker.consumer.Consumer):
         """
         super().perform_pending_operations()
         connection = self.connection
-        if self.hub or connection is None:
+        if self.hub or connection is None or self._drain:
             return
         if not connection.connected or connection.connection is not self._begun_on:
             raise RecoverableConnectionError("the connection that tasks arrive on was lost")

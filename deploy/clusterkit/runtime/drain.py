@@ -82,8 +82,7 @@ class Drain:
             return
         except (*self._consumer.connection_errors, *self._consumer.channel_errors) as error:
             logger.warning("connection lost while stopping: %r", error)
-            self._over.set()
-            self._timer.cancel()
+            self._over.set()  # the timer stays: a greenlet's would end this very greenlet
             self._end_tasks()
 
     def _end_tasks(self) -> None:
