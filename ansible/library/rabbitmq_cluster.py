@@ -213,6 +213,8 @@ _NEVER_ENABLED = "khepri_db"
 _MOVING = 20.0
 # Seconds a command may take; growing copies what the queues hold.
 _COMMAND = 600
+# The same for a question, as an argument; without it the tool would wait for ever.
+_EVAL = "60"
 
 # Queues that are named in a message; the others are counted.
 _SHOWN = 3
@@ -499,7 +501,7 @@ def behind(options: Mapping[str, Any]) -> list[str]:
     if len(options["members"]) == 1:
         return []
     done = subprocess.run(
-        [f"{options['commands']}/rabbitmqctl", "--quiet", "eval", _MEMBERS_BEHIND],
+        [f"{options['commands']}/rabbitmqctl", "--quiet", "--timeout", _EVAL, "eval", _MEMBERS_BEHIND],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,

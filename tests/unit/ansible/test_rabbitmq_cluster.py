@@ -302,7 +302,7 @@ def write_eval(directory: Path, *answers: str) -> Path:
 cd {directory}
 number=$(cat evals 2>/dev/null | wc -l)
 [ "$number" -lt {len(answers)} ] || number={len(answers) - 1}
-echo "$2" >>evals
+echo "$4" >>evals
 cat "answer$number"
 """
     )
