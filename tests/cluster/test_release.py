@@ -96,10 +96,20 @@ def running(cluster: LabCluster) -> dict[tuple[str, str], int]:
 
 
 def capacity(executions: list[Execution], hosts: int) -> tuple[int, int]:
-    """The least number of hosts that began a task in any 5 s, and how many there are."""
-    begins = [(one.at, one.node.partition("@")[2]) for one in executions if one.what == "begin"]
-    last = max(at for at, _ in begins)
-    windows = [{host for when, host in begins if at <= when < at + 5} for at, _ in begins if at + 5 <= last]
+    """The least number of hosts that had a task running in any 5 s, and how many there are.
+
+    A host whose slots all have long tasks begins none, and is at work all the same.
+    """
+    begins = {one.number: one for one in executions if one.what == "begin"}
+    spans = [
+        (begins[one.number].at, one.at, one.node.partition("@")[2]) for one in executions if one.what == "end"
+    ]
+    last = max(begin for begin, _, _ in spans)
+    windows = [
+        {host for begin, end, host in spans if begin < at + 5 and end >= at}
+        for at in (begin for begin, _, _ in spans)
+        if at + 5 <= last
+    ]
     return min(map(len, windows)), hosts
 
 
