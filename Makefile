@@ -5,15 +5,29 @@
 #
 # Variables (also from the environment):
 #   CLUSTER   inventory below deploy/clusters/, or the path of one                  [local]
-#   BUNDLE    distribution packages for hosts that reach no registry (cluster-up)           []
+#   BUNDLE    distribution packages for hosts that reach no registry (cluster-up, broker-upgrade) []
 #   AUTHORITY 1: a new certificate authority, too (cluster-rotate)                         []
 #   HOST      one host, such as h1 (broker-*, lab-ssh; lab-down: remove only this one)     []
 #   SERVICE   one service, as make cluster-status lists them (cluster-logs, -restart)   [all]
-#   LINES     last lines of each service's log (cluster-logs)                            [20]
+#   LINES     last lines of each service's log, or of the record (cluster-logs, -audit)  [20]
 #   FOLLOW    1: go on as lines come (cluster-logs)                                        []
-#   YES       1: do not ask (cluster-destroy)                                              []
-#   JSON      1: print JSON instead of tables (cluster-up, -status, -check, flower)        []
-#   TASK      task to submit, such as tasks.compute.fibonacci (submit)                     []
+#   YES       1: do not ask (cluster-destroy, dlq-drop)                                    []
+#   JSON      1: print JSON instead of tables (cluster-up, -status, -check, -audit, flower) []
+#   FILE      a file (cluster-backup, -restore; queue-dump, -load)                         []
+#   ID        dead letters, as make dlq-list names them, or beginnings (dlq-*)             []
+#   QUEUE     a queue (queue-dump; queue-load: another one; dlq-*: letters from it)        []
+#   REASON    why letters died: rejected, delivery-limit, expired or full (dlq-*)          []
+#   ALL       1: all dead letters (dlq-replay, -drop)                                      []
+#   REDACT    1: hide arguments and results (dlq-list, -show)                              []
+#   FORCE     1: replace what is there (cluster-restore); replay all the same (dlq-replay) []
+#   KEEP      1: the inventory that is there counts, not the backup's (cluster-restore)     []
+#   PASSWORD_FILE  a file with a backup's password; else it is asked for (cluster-backup, -restore)
+#   TASK      a task, such as tasks.compute.fibonacci (submit; dlq-*: letters of it)       []
+#   APP_SOURCE  path, wheel or git URL instead of the inventory's app_source (cluster-release) []
+#   CANARY    host that gets a release first (cluster-release, -rollback)         [a worker]
+#   SERIAL    hosts at a time that get it afterwards (cluster-release, -rollback)  [a third]
+#   ALLOW_MISSING  1: task names may go away (cluster-release, -rollback)                  []
+#   RELEASE   release to go back to (cluster-rollback)                      [the one before]
 #   ARGS      its arguments: a JSON list, or an object for keywords (submit)             [[]]
 #   WAIT      0: do not wait for the result (submit)                                      [1]
 #   OPEN      1: open Flower in a browser (flower)                                         []
@@ -43,12 +57,18 @@ export CLUSTER PYTHON YES LAB COMMAND
 MAKEFLAGS += --no-print-directory
 
 clusterkit := .venv/bin/clusterkit
+letters = $(ID) $(if $(TASK),--task $(TASK)) $(if $(QUEUE),--queue $(QUEUE)) $(if $(REASON),--reason $(REASON))
+password := $(if $(PASSWORD_FILE),--password-file $(PASSWORD_FILE))
 json := $(if $(filter 1,$(JSON)),--json)
+rollout = $(if $(CANARY),--canary $(CANARY)) $(if $(SERIAL),--serial $(SERIAL)) $(if $(filter 1,$(ALLOW_MISSING)),--allow-missing)
 
 .DEFAULT_GOAL := help
 .PHONY: help cluster-preflight cluster-up cluster-status cluster-check cluster-logs cluster-restart \
-        cluster-rotate cluster-down cluster-destroy broker-remove broker-replace bundle \
-        lab-up lab-status lab-ssh lab-down compose-up compose-status compose-down submit flower drill drill-list test lint format reference requirements
+        dlq-list dlq-show dlq-replay dlq-drop queue-dump queue-load \
+        cluster-release cluster-rollback cluster-releases cluster-rotate cluster-backup cluster-restore cluster-audit cluster-drain cluster-undrain cluster-down cluster-destroy \
+        broker-restart broker-upgrade broker-remove broker-replace bundle drill drill-list \
+        lab-up lab-status lab-ssh lab-down compose-up compose-status compose-down submit flower \
+        test lint format reference requirements
 
 ##@ Help
 help: ## list the targets
@@ -74,8 +94,26 @@ cluster-logs: .venv/.ready ## the services' last log lines [SERVICE= LINES= FOLL
 cluster-restart: .venv/.ready ## restart services one after the other; running tasks finish first [SERVICE=]
 	@$(clusterkit) cluster restart $(SERVICE)
 
+cluster-release: .venv/.ready ## roll a new release out, a canary host first; running tasks finish [APP_SOURCE= CANARY= SERIAL=]
+	@$(clusterkit) cluster release $(json) $(if $(APP_SOURCE),--source '$(APP_SOURCE)') $(rollout)
+
+cluster-rollback: .venv/.ready ## go back to the release before, or to a certain one [RELEASE= CANARY= SERIAL=]
+	@$(clusterkit) cluster rollback $(json) $(RELEASE) $(rollout)
+
+cluster-releases: .venv/.ready ## the releases: when, by whom, how many tasks, where they run
+	@$(clusterkit) cluster releases $(json)
+
 cluster-rotate: .venv/.ready ## new certificates for every host; no connection is cut [AUTHORITY=1]
 	@$(clusterkit) cluster rotate $(if $(filter 1,$(AUTHORITY)),--authority)
+
+cluster-backup: .venv/.ready ## inventory, secrets, definitions and schedule in one encrypted file; no messages [FILE= PASSWORD_FILE=]
+	@$(clusterkit) cluster backup $(FILE) $(password) $(json)
+
+cluster-restore: .venv/.ready ## a blank cluster from a backup; clients keep their credentials [FILE= FORCE=1 KEEP=1]
+	@$(clusterkit) cluster restore $(FILE) $(if $(filter 1,$(FORCE)),--force) $(if $(filter 1,$(KEEP)),--keep-inventory) $(password) $(json)
+
+cluster-audit: .venv/.ready ## who changed the cluster, when and with what command [LINES=]
+	@$(clusterkit) cluster audit --lines $(LINES) $(json)
 
 cluster-down: .venv/.ready ## stop the services; messages, results and settings stay
 	@$(clusterkit) cluster down
@@ -83,7 +121,32 @@ cluster-down: .venv/.ready ## stop the services; messages, results and settings 
 cluster-destroy: .venv/.ready ## stop the services and remove all that was made for the cluster; asks, unless YES=1
 	@$(clusterkit) cluster destroy
 
+##@ Letters
+dlq-list: .venv/.ready ## dead letters: when, from where, why, which task [TASK= QUEUE= REASON= REDACT=1]
+	@$(clusterkit) dlq list $(letters) $(if $(filter 1,$(REDACT)),--redact) $(json)
+
+dlq-show: .venv/.ready ## all of one [ID= REDACT=1]
+	@$(clusterkit) dlq show $(ID) $(if $(filter 1,$(REDACT)),--redact) $(json)
+
+dlq-replay: .venv/.ready ## back into their queues [ID= TASK= QUEUE= REASON= ALL=1 FORCE=1]
+	@$(clusterkit) dlq replay $(letters) $(if $(filter 1,$(ALL)),--all) $(if $(filter 1,$(FORCE)),--force) $(json)
+
+dlq-drop: .venv/.ready ## out of the cluster, into a file; asks, unless YES=1 [ID= TASK= QUEUE= REASON= ALL=1]
+	@$(clusterkit) dlq drop $(letters) $(if $(filter 1,$(ALL)),--all) $(json)
+
+queue-dump: .venv/.ready ## drain a queue into a file [QUEUE= FILE=]
+	@$(clusterkit) queue dump $(QUEUE) $(FILE) $(json)
+
+queue-load: .venv/.ready ## put a file's messages back, or into another queue [FILE= QUEUE=]
+	@$(clusterkit) queue load $(FILE) $(if $(QUEUE),--queue $(QUEUE)) $(json)
+
 ##@ Hosts
+broker-restart: .venv/.ready ## restart the brokers one after the other, each when the others can do without it [HOST=]
+	@$(clusterkit) broker restart $(json) $(if $(HOST),--host $(HOST)) $(if $(TIMEOUT),--timeout $(TIMEOUT))
+
+broker-upgrade: .venv/.ready ## bring the distribution's newer RabbitMQ to them the same way [BUNDLE=]
+	@$(clusterkit) broker upgrade $(json) $(if $(BUNDLE),--bundle $(BUNDLE)) $(if $(TIMEOUT),--timeout $(TIMEOUT))
+
 broker-remove: .venv/.ready ## take a broker host out of the cluster, its queues' members first [HOST=]
 	@$(clusterkit) broker remove $(HOST)
 
@@ -133,7 +196,7 @@ drill-list: .venv/.ready ## every drill: what it does, what should be seen, whet
 ##@ Development
 test: .venv/.ready-dev ## all tests, from nothing: brings up a cluster of its own [TESTS=]
 	@tests/provide
-	@.venv/bin/pytest $(TESTS)
+	@.venv/bin/pytest $(if $(filter tests,$(TESTS)),--numprocesses 2 --dist loadgroup) $(TESTS)
 
 lint: .venv/.ready-dev ## ruff, mypy --strict, ansible-lint
 	@.venv/bin/ruff format --check .

@@ -21,17 +21,33 @@ if TYPE_CHECKING:
 DOCUMENTATION = r"""
 ---
 module: distribution_packages
-short_description: Have the distribution's packages, without their services
+short_description: Have the distribution's packages, or a newer one, without their services
 description:
   - Installs what is missing in one go with apt-get, which asks nothing, removes nothing and starts nothing,
     and keeps O(services) that came along from starting with the machine. What was there stays as it is.
   - Needs nothing on the host but apt-get, not even C(python3-apt).
 options:
+  state:
+    description:
+      - V(present) installs what is missing of O(packages).
+      - V(inspected) tells what V(upgraded) would do with O(upgrade); only the lists of packages are fetched.
+      - V(upgraded) installs O(version) of O(upgrade), and what that needs.
+    type: str
+    choices: [present, inspected, upgraded]
+    default: present
+  upgrade:
+    description: Package that V(inspected) and V(upgraded) are about; it has to be installed.
+    type: str
+    default: ""
+  version:
+    description: Version of it that V(upgraded) installs.
+    type: str
+    default: ""
   packages:
     description: Programs that have to be there.
     type: list
     elements: dict
-    required: true
+    default: []
     suboptions:
       names:
         description: Packages, any of which will do; the first that the distribution has is installed.
@@ -92,6 +108,27 @@ installed:
   type: list
   elements: str
   returned: always
+version:
+  description: The version of O(upgrade) that is installed.
+  type: str
+  returned: with V(inspected) and V(upgraded)
+candidate:
+  description: The version of it that the sources have.
+  type: str
+  returned: with V(inspected)
+order:
+  description: What the candidate is to the one installed, C(newer), C(same) or C(older).
+  type: str
+  returned: with V(inspected)
+changes:
+  description: What would be installed with the candidate, by name of package; the candidate itself is in it.
+  type: dict
+  returned: with V(inspected)
+  sample: {"rabbitmq-server": "4.0.7-1"}
+versions:
+  description: The versions of O(upgrade) and of Erlang's packages that are installed, by name of package.
+  type: dict
+  returned: with V(inspected)
 """
 
 _LISTS = Path("/var/lib/apt/lists")
@@ -123,6 +160,12 @@ _INSTALL = [
     "--option=Dpkg::Options::=--force-confdef",
     "--option=Dpkg::Options::=--force-confold",
 ]
+
+
+#: A line of what apt-get says it would do: Inst name [installed] (to be installed, and where from).
+_WOULD_INSTALL = re.compile(r"^Inst (\S+)(?: \[[^]]*\])? \((\S+)", re.MULTILINE)
+#: What a package runs on can matter as much as its own version: the machine that a broker runs in.
+_RUNTIMES = ["erlang-base", "erlang-base-hipe"]
 
 
 class PackagesError(Exception):
@@ -185,6 +228,28 @@ class Apt:
         """Tell whether the lists of packages were fetched within these seconds."""
         lists = [path for path in self.lists.glob("*_Packages*") if path.is_file()]
         return bool(lists) and time.time() - self.lists.stat().st_mtime < seconds
+
+    def installed(self, name: str) -> str:
+        """Return the version of a package that is installed; empty when none is."""
+        done = self.once(["dpkg-query", "--show", "--showformat=${db:Status-Status} ${Version}", name])
+        status, _, version = done.stdout.strip().partition(" ")
+        return version if status == "installed" else ""
+
+    def candidate(self, name: str, *, bundle: bool) -> str:
+        """Return the version of a package that the sources have; with a bundle, the one in it."""
+        if bundle:
+            # Of the installed and the bundle's version, apt's own choice would be the newer one.
+            lines = self.run(["apt-cache", "madison", name]).splitlines()
+            return lines[0].split("|")[1].strip() if lines else ""
+        found = re.search(r"^\s*Candidate: (\S+)", self.run(["apt-cache", "policy", name]), re.MULTILINE)
+        return found[1] if found and found[1] != "(none)" else ""
+
+    def order(self, version: str, installed: str) -> str:
+        """Return what a version is to the installed one: newer, same or older."""
+        if version == installed:
+            return "same"
+        newer = self.once(["dpkg", "--compare-versions", version, "gt", installed]).returncode == 0
+        return "newer" if newer else "older"
 
     def choose(self, names: list[str]) -> str | None:
         """Return the first of the packages that there is."""
@@ -277,6 +342,44 @@ def install_from_lists(apt: Apt, wanted: list[list[str]]) -> list[str]:
     return names
 
 
+def inspect(apt: Apt, name: str, bundle: str) -> dict[str, Any]:
+    """Return what an upgrade of the package would do.
+
+    Raises:
+        PackagesError: it is not installed, the sources lack it, or what it needs cannot be had.
+    """
+    apt.update()
+    version, candidate = apt.installed(name), apt.candidate(name, bundle=bool(bundle))
+    if not version or not candidate:
+        raise PackagesError(f"Unable to locate package {name}" if version else f"{name} is not installed")
+    order = apt.order(candidate, version)
+    changes = {}
+    if order == "newer":
+        simulated = apt.run([*_INSTALL, "--simulate", f"{name}={candidate}"])
+        changes = dict(_WOULD_INSTALL.findall(simulated))
+    versions = {package: apt.installed(package) for package in (name, *_RUNTIMES)}
+    return {
+        "version": version,
+        "candidate": candidate,
+        "order": order,
+        "changes": changes,
+        "versions": {package: version for package, version in versions.items() if version},
+    }
+
+
+def upgrade(apt: Apt, name: str, version: str) -> bool:
+    """Install a version of a package that is there in another one; return whether anything was done.
+
+    Raises:
+        PackagesError: that cannot be done.
+    """
+    if apt.installed(name) == version:
+        return False
+    with nothing_started():
+        apt.run([*_INSTALL, f"{name}={version}"])
+    return True
+
+
 @contextlib.contextmanager
 def nothing_started() -> Iterator[None]:
     """Keep packages from starting their services: invoke-rc.d(8) asks a policy, and 101 is "not allowed".
@@ -333,6 +436,25 @@ def explained(error: PackagesError, missing: list[str], bundle: str) -> str:
     return text
 
 
+def replace(module: AnsibleModule) -> dict[str, Any]:
+    """Look at, or install, another version of a package; return the module's result.
+
+    Raises:
+        PackagesError: that cannot be done.
+    """
+    options = module.params
+    name = options["upgrade"]
+    apt = Apt(options["bundle"], options["lock_timeout"])
+    if options["state"] == "inspected":
+        return {"changed": False, **inspect(apt, name, options["bundle"])}
+    before = there(options["services"])
+    if options["bundle"]:
+        apt.update()
+    changed = not module.check_mode and upgrade(apt, name, options["version"])
+    disable(apt, sorted(there(options["services"]) - before))
+    return {"changed": changed, "version": apt.installed(name)}
+
+
 def main() -> None:
     """Run the module."""
     package = {
@@ -341,7 +463,14 @@ def main() -> None:
     }
     module = AnsibleModule(
         argument_spec={
-            "packages": {"type": "list", "elements": "dict", "required": True, "options": package},
+            "state": {
+                "type": "str",
+                "choices": ["present", "inspected", "upgraded"],
+                "default": "present",
+            },
+            "upgrade": {"type": "str", "default": ""},
+            "version": {"type": "str", "default": ""},
+            "packages": {"type": "list", "elements": "dict", "default": [], "options": package},
             "services": {"type": "list", "elements": "str", "default": []},
             "bundle": {"type": "path", "default": ""},
             "cache_valid_time": {"type": "int", "default": 3600},
@@ -349,11 +478,22 @@ def main() -> None:
         },
         supports_check_mode=True,
     )
+    if module.params["state"] == "present":
+        module.exit_json(**have(module))
+    try:
+        module.exit_json(**replace(module))
+    except PackagesError as error:
+        name = module.params["upgrade"]
+        module.fail_json(msg=explained(error, [name], module.params["bundle"]), stderr=error.output)
+
+
+def have(module: AnsibleModule) -> dict[str, Any]:
+    """Install what is missing and return the module's result."""
     options = module.params
     programs = find_programs(options["packages"])
     missing = [name for name, path in programs.items() if not path]
     if not missing or module.check_mode:
-        module.exit_json(changed=bool(missing), programs=programs, missing=missing, installed=[])
+        return {"changed": bool(missing), "programs": programs, "missing": missing, "installed": []}
     before = there(options["services"])
     try:
         apt = Apt(options["bundle"], options["lock_timeout"])
@@ -368,7 +508,7 @@ def main() -> None:
     lost = [name for name, path in programs.items() if not path]
     if lost:
         module.fail_json(msg=f"{', '.join(lost)}: installed, but not where it is looked for", missing=missing)
-    module.exit_json(changed=True, programs=programs, missing=missing, installed=installed)
+    return {"changed": True, "programs": programs, "missing": missing, "installed": installed}
 
 
 if __name__ == "__main__":

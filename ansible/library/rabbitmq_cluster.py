@@ -35,8 +35,9 @@ DOCUMENTATION = r"""
 module: rabbitmq_cluster
 short_description: Look at, wait for and mend a RabbitMQ node's membership in its cluster
 description:
-  - Everything is asked of the node's own HTTP API, because each of RabbitMQ's commands costs a second. Only
-    O(state=settled) calls a command, when a queue lacks a member.
+  - Everything is asked of the node's own HTTP API, because each of RabbitMQ's commands costs a second. A
+    command is called when a queue lacks a member, and to see how far each member is, for the API's figures
+    are seconds old.
   - Nothing here resets a node or removes its data. A node that is not where it belongs is an error that names
     the command to run next.
 options:
@@ -46,12 +47,16 @@ options:
       - V(startable) fails when starting the node would make it part of another cluster than O(members), or of
         none. It compares what was found on the hosts (O(found)).
       - V(joined) waits until the node accepts clients and the cluster is O(members), all of them running.
-      - V(restartable) waits until the cluster can do without the node for a while.
+      - V(restartable) waits until the cluster can do without the node for a while, and gives each quorum
+        queue a member on every node before. All members run, none has an alarm, no queue would lose its
+        quorum, and no queue has a member that is behind.
+      - V(synced) waits until each member of every quorum queue answers and has what the others have.
       - V(settled) enables what feature flags are left, gives each quorum queue a member on every node, and
         spreads their leaders when they are not.
+      - V(described) tells the versions that the node runs, and the feature flags that are left.
       - V(removable) fails when the cluster cannot do without the node O(leaving), or would lose messages.
     type: str
-    choices: [inspected, startable, joined, restartable, settled, removable]
+    choices: [inspected, startable, joined, restartable, synced, settled, removable, described]
     default: inspected
   node:
     description: Erlang name of the host's node.
@@ -95,7 +100,7 @@ options:
     type: path
     default: ""
   commands:
-    description: Directory with the commands for this node. Needed with O(state=settled).
+    description: Directory with the node's commands. Needed with V(settled), V(restartable) and V(synced).
     type: path
     default: ""
   found:
@@ -103,10 +108,6 @@ options:
     type: list
     elements: dict
     default: []
-  spread:
-    description: Whether O(state=settled) spreads the queues' leaders.
-    type: bool
-    default: true
   leaving:
     description: Erlang name of the node to go, for O(state=removable).
     type: str
@@ -190,7 +191,20 @@ changes:
   description: What was, or would be, mended.
   type: list
   elements: str
-  returned: with V(settled)
+  returned: with V(settled) and V(restartable)
+version:
+  description: RabbitMQ's version, as the running node says.
+  type: str
+  returned: with V(joined), V(restartable) and V(described)
+erlang:
+  description: Erlang's version, as the running node says.
+  type: str
+  returned: with V(described)
+flags:
+  description: Feature flags that are not enabled, but those that are never.
+  type: list
+  elements: str
+  returned: with V(described)
 """
 
 # A flag that is never enabled: with it a 4.0 node that holds an exclusive bound queue does not start again.
@@ -204,6 +218,35 @@ _COMMAND = 600
 _SHOWN = 3
 
 _NODE = re.compile(r"[\w.-]+@[\w.-]+")
+
+# What helps against an alarm, by the last letters of what `View` says.
+_ALARMS = {
+    "mory": "let the workers empty the queues, or give the host more memory",
+    "disk": "free space on the host's disk",
+}
+
+# A member of a quorum queue is behind when its log has this many entries less than others have committed.
+# Under load each always lacks some; thousands are caught up with in less than a second.
+_IN_STEP = 1000
+# Asked of all queues at once: RabbitMQ's own command takes one at a time, and a second each.
+_MEMBERS_BEHIND = """
+Get = fun(Keys, Member) ->
+    hd([Value || Key <- Keys, Value <- [proplists:get_value(Key, Member)], is_integer(Value)] ++ [none]) end,
+Lag = fun(Member, Committed) ->
+    case Get([<<"Last Written">>, <<"Log Index">>, <<"Last Log Index">>], Member) of
+        none -> down;
+        Written -> Committed - Written end end,
+lists:append([
+    begin
+        {resource, VHost, queue, Name} = amqqueue:get_name(Queue),
+        Members = case rabbit_quorum_queue:status(VHost, Name) of {error, _} -> []; Found -> Found end,
+        Committed = lists:max([0 | [Index || Member <- Members,
+                                    Index <- [Get([<<"Commit Index">>], Member)], is_integer(Index)]]),
+        [{Name, proplists:get_value(<<"Node Name">>, Member), Lag(Member, Committed)}
+         || Member <- Members, Lag(Member, Committed) > IN_STEP]
+    end || Queue <- rabbit_amqqueue:list_by_type(rabbit_quorum_queue)]).
+""".replace("IN_STEP", str(_IN_STEP))
+_MEMBER = re.compile(r"""\{<<"([^"]*)">>,\s*'?([^',]+)'?,\s*(down|\d+)\}""")
 
 
 @dataclass(frozen=True)
@@ -403,26 +446,91 @@ def await_joined(options: Mapping[str, Any], api: Api) -> None:
         )
 
 
-def await_restartable(options: Mapping[str, Any], api: Api) -> None:
-    """Wait until the cluster can do without this node.
+def await_restartable(options: Mapping[str, Any], api: Api) -> list[str]:
+    """Wait until the cluster can do without this node; return what was mended for that.
 
     Raises:
-        BrokerError: it cannot.
+        BrokerError: it cannot; says what is in the way and what helps.
     """
-    wanted = frozenset(options["members"])
+    deadline = time.monotonic() + options["timeout"]
+    several = len(options["members"]) > 1
+    _gate(options, lambda: in_the_way(options, View.of(api)), deadline)
+    # Or queues whose members all are on this node would keep it from being restarted. 3.10 does not do it.
+    changes = fill(options, api, check_mode=False, deadline=deadline) if several else []
+    _gate(options, lambda: in_the_way(options, View.of(api)) or critical(api), deadline)
+    _gate(options, lambda: behind(options), deadline)
+    return changes
 
-    def problems() -> list[str]:
-        view = View.of(api)
-        critical = api.problem("node-is-quorum-critical") if len(wanted) > 1 else ""
-        lacks: list[str] = view.lacks(wanted)
-        alarms = [f"alarm on {alarm}" for alarm in view.alarms]
-        return lacks + alarms + ([f"queues would lose their quorum: {critical}"] if critical else [])
 
-    left = wait_until(problems, options["timeout"])
+def _gate(options: Mapping[str, Any], problems: Callable[[], Sequence[str]], deadline: float) -> None:
+    left = wait_until(problems, deadline - time.monotonic())
     if left:
         raise BrokerError(
-            f"{options['node']} has to be restarted, but the cluster cannot do without it: "
-            f"{'; '.join(left)}. Mend that and run the command again: it goes on with the nodes that are left"
+            f"{options['node']} is not restarted, because the cluster cannot do without it:"
+            f" {'; '.join(left)}. This was so for {options['timeout']} s. Mend it and run the command again"
+        )
+
+
+def in_the_way(options: Mapping[str, Any], view: View) -> list[str]:
+    """Return, in words, what keeps any node of the cluster from being restarted, and what helps."""
+    members = frozenset(options["members"])
+    up = f"make cluster-up CLUSTER={options['cluster']}"
+    found = [f"{name} has not joined ({up})" for name in sorted(members - view.members)]
+    found += [
+        f"{name} does not run ({up} starts it)" for name in sorted((members & view.members) - view.running)
+    ]
+    found += [
+        f"{name} is cut off from others (it comes back when they reach each other: look at the network)"
+        for name in sorted(view.parted)
+    ]
+    return found + [
+        f"{alarm} alarm, publishers are held back ({_ALARMS[alarm[-4:]]})" for alarm in view.alarms
+    ]
+
+
+def critical(api: Api) -> list[str]:
+    """Return, in words, which queues would lose their quorum without this node."""
+    reason = api.problem("node-is-quorum-critical")
+    return [f"queues would lose their quorum: {reason}"] if reason else []
+
+
+def behind(options: Mapping[str, Any]) -> list[str]:
+    """Return, in words, which members of quorum queues do not answer or are behind."""
+    if len(options["members"]) == 1:
+        return []
+    done = subprocess.run(
+        [f"{options['commands']}/rabbitmqctl", "--quiet", "eval", _MEMBERS_BEHIND],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=_COMMAND,
+    )
+    if done.returncode:
+        return [f"the queues' members cannot be asked: {(done.stdout + done.stderr).strip()}"]
+    found = _MEMBER.findall(done.stdout)
+    if not found:
+        return []
+    names = [
+        f"{queue} on {node} " + ("does not answer" if lag == "down" else f"is {lag} entries behind")
+        for queue, node, lag in found
+    ]
+    replace = f"make broker-replace CLUSTER={options['cluster']} HOST={host_of(found[0][1])}"
+    way_out = f"they catch up by themselves; if one does not: {replace}"
+    return [f"queues have members that are not in step: {listed(names)} ({way_out})"]
+
+
+def await_synced(options: Mapping[str, Any]) -> None:
+    """Wait until each member of every quorum queue has what the others have.
+
+    Raises:
+        BrokerError: one has not.
+    """
+    left = wait_until(lambda: behind(options), options["timeout"])
+    if left:
+        raise BrokerError(
+            f"{options['node']} is back, but after {options['timeout']} s {'; '.join(left)}. The nodes"
+            " after it are left as they are; run the command again when it has caught up"
         )
 
 
@@ -479,14 +587,8 @@ def listed(names: Sequence[str]) -> str:
 
 
 def enable_flags(api: Api, *, check_mode: bool) -> list[str]:
-    """Enable the feature flags that are not; those are what a later version takes for granted."""
-    left = [
-        flag["name"]
-        for flag in api.request("GET", "feature-flags")
-        if flag["state"] == "disabled"
-        and flag["stability"] != "experimental"
-        and flag["name"] != _NEVER_ENABLED
-    ]
+    """Enable the feature flags that are not; return what was changed."""
+    left = left_flags(api)
     for name in left if not check_mode else ():
         api.request("PUT", path_of("feature-flags", name, "enable"), {"name": name})
     return [f"feature flag {name} enabled" for name in left]
@@ -512,6 +614,17 @@ def grow(options: Mapping[str, Any], nodes: Sequence[str]) -> None:
             raise BrokerError(f"the queues cannot be given a member on {node}:\n{said}")
 
 
+def left_flags(api: Api) -> list[str]:
+    """Return the feature flags that are not enabled; those are what a later version takes for granted."""
+    return [
+        flag["name"]
+        for flag in api.request("GET", "feature-flags")
+        if flag["state"] == "disabled"
+        and flag["stability"] != "experimental"
+        and flag["name"] != _NEVER_ENABLED
+    ]
+
+
 def settle(options: Mapping[str, Any], api: Api, *, check_mode: bool) -> list[str]:
     """Make flags, queues and leaders what they shall be; return what was changed.
 
@@ -520,26 +633,36 @@ def settle(options: Mapping[str, Any], api: Api, *, check_mode: bool) -> list[st
     """
     nodes = sorted(options["members"])
     changes = enable_flags(api, check_mode=check_mode)
-    lacking = Queues(api).lacking(nodes)
-    changes += [f"quorum queues have a member on {node}" for node in lacking]
-    if not check_mode:
-        if lacking:
-            grow(options, lacking)
-        # The figures are up to some seconds old.
-        left = wait_until(lambda: without_member(Queues(api), nodes), options["timeout"])
-        if left:
-            host = host_of(left[0])
-            raise BrokerError(
-                f"there are quorum queues without a member that answers: {listed(left)}. If it stays so: "
-                f"make broker-replace CLUSTER={options['cluster']} HOST={host}"
-            )
-    if options["spread"] and Queues(api).skewed(nodes):
+    changes += fill(options, api, check_mode=check_mode, deadline=time.monotonic() + options["timeout"])
+    if Queues(api).skewed(nodes):
         changes.append("leaders of quorum queues are spread over the nodes")
         if not check_mode:
             api.request("POST", "rebalance/queues", {})
             # Whatever is left then is left: a queue whose other members are behind keeps its leader.
             wait_until(lambda: ["skewed"] * Queues(api).skewed(nodes), _MOVING)
     return changes
+
+
+def fill(options: Mapping[str, Any], api: Api, *, check_mode: bool, deadline: float) -> list[str]:
+    """Give each quorum queue a member on every node; return what was changed.
+
+    Raises:
+        BrokerError: a queue lacks a member still, or has one that does not answer.
+    """
+    nodes = sorted(options["members"])
+    lacking = Queues(api).lacking(nodes)
+    if not check_mode:
+        if lacking:
+            grow(options, lacking)
+        # The figures are up to some seconds old.
+        left = wait_until(lambda: without_member(Queues(api), nodes), deadline - time.monotonic())
+        if left:
+            host = host_of(left[0])
+            raise BrokerError(
+                f"there are quorum queues without a member that answers: {listed(left)}. If it stays so: "
+                f"make broker-replace CLUSTER={options['cluster']} HOST={host}"
+            )
+    return [f"quorum queues have a member on {node}" for node in lacking]
 
 
 def without_member(queues: Queues, nodes: Sequence[str]) -> list[str]:
@@ -572,6 +695,16 @@ def check_removable(options: Mapping[str, Any], api: Api) -> dict[str, Any]:
     return result
 
 
+def describe(api: Api) -> dict[str, Any]:
+    """Return the versions that the node runs, and the feature flags that are left."""
+    overview = api.request("GET", "overview?columns=rabbitmq_version,erlang_version")
+    return {
+        "version": overview["rabbitmq_version"],
+        "erlang": overview["erlang_version"],
+        "flags": left_flags(api),
+    }
+
+
 def run(module: AnsibleModule, api: Api) -> dict[str, Any]:
     """Do what the module's `state` says and return the result.
 
@@ -580,26 +713,37 @@ def run(module: AnsibleModule, api: Api) -> dict[str, Any]:
         OSError, http.client.HTTPException: the node does not answer.
     """
     options = module.params
-    result: dict[str, Any] = {"node": options["node"]}
-    if options["state"] == "inspected":
-        result = inspect(options, api).result()
-    elif options["state"] == "startable":
-        Start(options).check()
-    elif options["state"] == "joined":
-        await_joined(options, api)
-    elif options["state"] == "restartable":
-        await_restartable(options, api)
-    elif options["state"] == "removable":
-        result |= check_removable(options, api)
-    else:
-        result["changes"] = settle(options, api, check_mode=module.check_mode)
+    actions: dict[str, Callable[[], dict[str, Any] | None]] = {
+        "inspected": lambda: inspect(options, api).result(),
+        "startable": lambda: Start(options).check(),
+        "joined": lambda: await_joined(options, api),
+        "restartable": lambda: {"changes": await_restartable(options, api)},
+        "synced": lambda: await_synced(options),
+        "removable": lambda: check_removable(options, api),
+        "settled": lambda: {"changes": settle(options, api, check_mode=module.check_mode)},
+        "described": lambda: describe(api),
+    }
+    result = {"node": options["node"], **(actions[options["state"]]() or {})}
+    if options["state"] in {"joined", "restartable"}:
+        result["version"] = describe(api)["version"]
     return result
 
 
 ARGUMENTS: dict[str, Any] = {
     "state": {
         "type": "str",
-        "choices": ["inspected", "startable", "joined", "restartable", "settled", "removable"],
+        "choices": [
+            *(
+                "inspected",
+                "startable",
+                "joined",
+                "restartable",
+                "synced",
+                "settled",
+                "removable",
+                "described",
+            )
+        ],
         "default": "inspected",
     },
     "node": {"type": "str", "required": True},
@@ -611,7 +755,6 @@ ARGUMENTS: dict[str, Any] = {
     "program": {"type": "path", "default": ""},
     "commands": {"type": "path", "default": ""},
     "found": {"type": "list", "elements": "dict", "default": []},
-    "spread": {"type": "bool", "default": True},
     "leaving": {"type": "str", "default": ""},
     "cluster": {"type": "str", "default": "local"},
     "timeout": {"type": "int", "default": 120},

@@ -8,6 +8,7 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.clusterkit_logs import FileLog
+from ansible.module_utils.clusterkit_slots import base
 from ansible.module_utils.clusterkit_systemd import SystemdError, installed_units, journal_from
 
 DOCUMENTATION = r"""
@@ -26,7 +27,8 @@ options:
     choices: [supervisor, systemd]
     required: true
   services:
-    description: Names of services; all when empty. Those that this host does not have are left out.
+    description: Names of services; all when empty. Those that this host does not have are left out. One
+      that runs in slots may be named without its slot; all of its slots are meant.
     type: list
     elements: str
     default: []
@@ -106,7 +108,7 @@ def main() -> None:
     known = sorted(installed_units(Path(options["unit_directory"])) if systemd else files)
     logs = []
     for service in known:
-        if service in options["services"] or not options["services"]:
+        if not options["services"] or {service, base(service)}.intersection(options["services"]):
             cursor = options["cursors"].get(service, "")
             try:
                 if systemd:

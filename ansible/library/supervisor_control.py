@@ -10,11 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.clusterkit_logs import with_log
+from ansible.module_utils.clusterkit_slots import ACTIVE, NEW, RETIRED, base, named
 from ansible.module_utils.clusterkit_supervisor import (
+    MARK,
     Layout,
     ProgramFailedError,
     Supervisor,
     SupervisorError,
+    marked,
 )
 
 if TYPE_CHECKING:
@@ -38,11 +41,17 @@ options:
       - V(stopped) stops the services; without O(services) and O(set) supervisord is ended too.
       - V(restarted) stops and starts the services of O(services) or O(set), or all, one after the other, each
         as its set's file says by now.
+      - V(promoted) makes services that run beside others take over from them. The others are asked to end,
+        which is not waited for, and never come back.
+      - V(discarded) ends services that run beside others, which go on.
+      - V(promoted) makes services that run beside others take over from them. The others are asked to end,
+        which is not waited for, and never come back.
+      - V(discarded) ends services that run beside others, which go on.
     type: str
-    choices: [listed, stopped, restarted]
+    choices: [listed, stopped, restarted, promoted, discarded]
     default: listed
   services:
-    description: Names of services.
+    description: Names of services; one that runs in slots may be named without its slot.
     type: list
     elements: str
     default: []
@@ -82,6 +91,7 @@ services:
   returned: always
   sample:
     - name: worker-cpu
+      service: worker-cpu
       set: workers
       state: RUNNING
       pid: 4711
@@ -111,11 +121,15 @@ def listed(layout: Layout, supervisor: Supervisor) -> list[dict[str, Any]]:
     for set_name in layout.set_names():
         for name, options in layout.programs(set_name).items():
             state = states.get(name)
+            retired = options.get(MARK) == RETIRED
+            if retired and not (state and state.needs_stop):
+                continue  # it has ended: only its section is left, until the next run of its set
             services.append(
                 {
                     "name": name,
+                    "service": base(name),
                     "set": set_name,
-                    "state": state.state if state else "STOPPED",
+                    "state": "RETIRING" if retired else state.state if state else "STOPPED",
                     "pid": state.pid if state else 0,
                     "uptime": state.uptime if state else 0,
                     "exit_status": state.exit_status if state else 0,
@@ -133,14 +147,34 @@ def selected(layout: Layout, services: list[str], set_name: str) -> list[str]:
         ValueError: a name that does not exist, with those that do.
     """
     known = layout.set_of()
-    for name in services:
-        if name not in known:
-            raise ValueError(f"there is no service {name}; there are: {', '.join(sorted(known)) or 'none'}")
-    if set_name:
-        return [
-            name for name, owner in known.items() if owner == set_name and (name in services or not services)
-        ]
-    return services or list(known)
+    # Who names none means those that are ending, too.
+    names = named(services, layout.marks()) if services else list(known)
+    return [name for name in names if set_name in {"", known[name]}]
+
+
+def promote(layout: Layout, supervisor: Supervisor, names: list[str]) -> list[str]:
+    """Let services take over, and ask those to end that they take over from; return these."""
+    sets, marks = layout.set_of(), layout.marks()
+    old = [
+        name
+        for name, mark in marks.items()
+        if name not in names and mark not in {"", RETIRED} and base(name) in map(base, names)
+    ]
+    changed = {**dict.fromkeys(names, ACTIVE), **dict.fromkeys(old, RETIRED)}
+    # In one step for each set: interrupted before it ends, the next run asks the old ones again.
+    for set_name in {sets[name] for name in changed}:
+        layout.write(set_name, marked(layout.programs(set_name), changed))
+    supervisor.retire(old)
+    return old
+
+
+def discard(layout: Layout, supervisor: Supervisor, names: list[str]) -> list[str]:
+    """End services that have not taken over; return their names."""
+    sets, marks = layout.set_of(), layout.marks()
+    new = [name for name in names if marks[name] == NEW]
+    for set_name in {sets[name] for name in new}:
+        supervisor.discard(set_name, [name for name in new if sets[name] == set_name])
+    return new
 
 
 def stop(layout: Layout, supervisor: Supervisor, names: list[str], *, everything: bool) -> list[str]:
@@ -176,10 +210,13 @@ def run(options: Mapping[str, Any], *, check_mode: bool) -> dict[str, Any]:
         elif options["state"] == "stopped":
             result["affected"] = stop(layout, supervisor, names, everything=everything)
             result["changed"] = bool(result["affected"]) or (everything and alive)
+        elif options["state"] in {"promoted", "discarded"}:
+            settle = promote if options["state"] == "promoted" else discard
+            result.update(affected=settle(layout, supervisor, names), changed=True)
         else:
             if not alive:
                 raise SupervisorError("supervisord does not run; bring the cluster up first")
-            names = names or list(layout.set_of())
+            names = [name for name in names or named([], layout.marks()) if layout.marks()[name] != RETIRED]
             priorities = supervisor.priorities()
             changed = supervisor.reread()[1]
             # One after the other, so that the worker nodes that are left go on meanwhile.
@@ -199,7 +236,11 @@ def main() -> None:
     module = AnsibleModule(
         argument_spec={
             "home": {"type": "path", "required": True},
-            "state": {"type": "str", "choices": ["listed", "stopped", "restarted"], "default": "listed"},
+            "state": {
+                "type": "str",
+                "choices": ["listed", "stopped", "restarted", "promoted", "discarded"],
+                "default": "listed",
+            },
             "services": {"type": "list", "elements": "str", "default": []},
             "set": {"type": "str", "default": ""},
             "timeout": {"type": "int", "default": 30},

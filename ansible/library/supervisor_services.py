@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import resource
 import subprocess
 import xmlrpc.client
@@ -13,16 +14,31 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.clusterkit_files import DIRECTORIES, FILES, FileSet, FileSetError, read, replace
 from ansible.module_utils.clusterkit_logs import last_lines, with_log
 from ansible.module_utils.clusterkit_services import SERVICES, Outcome, check_services, environment_of
+from ansible.module_utils.clusterkit_slots import (
+    ACTIVE,
+    NEW,
+    RETIRED,
+    Member,
+    Plan,
+    base,
+    decide,
+    in_slot,
+    slot,
+)
 from ansible.module_utils.clusterkit_supervisor import (
     FAULT_CANNOT_REREAD,
+    MARK,
     Layout,
     Program,
     ProgramFailedError,
+    State,
     Supervisor,
     SupervisorError,
     check_private,
     clean_environment,
     main_configuration,
+    marked,
+    section,
     wait_until,
 )
 
@@ -129,6 +145,14 @@ options:
         description: Not used here; a limit of systemd.
         type: str
         default: ""
+      handover:
+        description:
+          - Whether it is replaced by handing over instead of by a restart. What is new then runs in
+            another slot, under a name
+            such as V(worker-cpu.b), beside what is old, until it is promoted or discarded.
+          - C({slot}) stands for the slot in the command and the environment.
+        type: bool
+        default: false
   directories:
     description: Directories to make first, parents before their children.
     type: list
@@ -251,6 +275,17 @@ pending:
   type: list
   elements: str
   returned: always
+joining:
+  description: The services that run beside the one that they shall replace, as C(name) and C(replaces).
+    They have to be promoted or discarded.
+  type: list
+  elements: dict
+  returned: always
+retired:
+  description: Names of the services that were asked to end, and are not waited for.
+  type: list
+  elements: str
+  returned: always
 supervisord:
   description: supervisord's process id, its socket, and whether this run started it.
   type: dict
@@ -286,6 +321,7 @@ def programs_of(
             priority=service["priority"],
             log_bytes=options["log_bytes"],
             log_backups=options["log_backups"],
+            mark=ACTIVE if service["handover"] else "",
         )
         for service in services
     ]
@@ -299,10 +335,63 @@ class Run:
         self.layout = Layout(Path(self.options["home"]).resolve())
         self.supervisor = Supervisor(self.layout)
         self.set_name: str = self.options["set"]
-        self.programs = programs_of(self.options["services"], str(self.layout.home), self.options)
         check_services(self.set_name, self.options["services"], self.layout.set_of())
         self.set_file = self.layout.set_file(self.set_name)
         self.files = FileSet(module)
+        self.installed = self.layout.programs(self.set_name)
+        self.running = self.supervisor.pid() != 0
+        self.states: dict[str, State] = self.supervisor.states() if self.running else {}
+        # Changed by an earlier run, and running as they were before it.
+        self.waiting = self.supervisor.reread()[1] if self.running else set()
+        self.plans = {s["name"]: self._slots(s) for s in self.options["services"] if s["handover"]}
+        self.programs = self._programs(
+            in_slot(s, slot(self.plans[s["name"]].name)) if s["handover"] else s
+            for s in self.options["services"]
+        )
+        self.kept = self._kept()
+
+    def _programs(self, services: Iterable[Mapping[str, Any]]) -> list[Program]:
+        joining = {plan.name for plan in self.plans.values() if plan.replaces}
+        programs = programs_of(services, str(self.layout.home), self.options)
+        return [dataclasses.replace(one, mark=NEW) if one.name in joining else one for one in programs]
+
+    def _slots(self, service: Mapping[str, Any]) -> Plan:
+        """Return what becomes of the slots of a service that is replaced by handing over."""
+        found = []
+        for name, options in self.installed.items():
+            if base(name) == service["name"]:
+                state = self.states.get(name)
+                (wanted,) = programs_of([in_slot(service, slot(name))], str(self.layout.home), self.options)
+                same = {**options, MARK: ACTIVE} == parsed(wanted)
+                ends = state is not None and state.state == "STOPPING"
+                found.append(
+                    Member(
+                        name=name,
+                        # One that ends serves no more, whoever asked it to. The kit knew no slots once.
+                        mark=RETIRED if ends else options.get(MARK, ACTIVE),
+                        runs=state is not None and state.alive,
+                        there=state is not None and state.needs_stop,
+                        current=same and name not in self.waiting,
+                    )
+                )
+        return decide(service["name"], found)
+
+    def _kept(self) -> dict[str, dict[str, str]]:
+        """Return the programs besides the wanted that stay, with their options: those that end, and the old.
+
+        The old ones serve until what joins them has proved itself.
+        """
+        wanted = {program.name for program in self.programs}
+        swept = {name for plan in self.plans.values() for name in plan.sweep}
+        old = {plan.replaces for plan in self.plans.values()}
+        there = {name for name, state in self.states.items() if state.needs_stop}
+        kept = {
+            name: options
+            for name, options in self.installed.items()
+            if name in there - wanted - swept and (MARK in options or name in old)
+        }
+        marks = {name: ACTIVE if name in old else RETIRED for name in kept}
+        return dict(marked(kept, marks))
 
     def write_files(self) -> None:
         """Write every file but the set's own; in check mode only note them."""
@@ -332,7 +421,8 @@ class Run:
 
     def write_set(self) -> None:
         """Write the set's own file, or remove it when there is no service in the set any more."""
-        text = "\n".join(program.section() for program in self.programs).encode()
+        kept = [section(name, options) for name, options in self.kept.items()]
+        text = "\n".join([*(program.section() for program in self.programs), *kept]).encode()
         if (read(self.set_file) or b"") == text:
             return
         self.files.changed.append(str(self.set_file))
@@ -344,24 +434,31 @@ class Run:
     def plan(self) -> Outcome:
         """Return what a run would do, without doing it."""
         self.write_files()
-        old = self.layout.programs(self.set_name)
-        running = self.supervisor.pid() != 0
-        states = self.supervisor.states() if running else {}
-        # Changed by an earlier run, and running as they were before it.
-        waiting = self.supervisor.reread()[1] if running else set()
-        outcome = Outcome(paths=self.files.changed, other=not running)
-        outcome.removed = set(old) - {program.name for program in self.programs}
+        outcome = Outcome(paths=self.files.changed, other=not self.running)
+        outcome.removed = set(self.installed) - {program.name for program in self.programs} - set(self.kept)
+        self._note_slots(outcome)
         for program in self.programs:
-            state = states.get(program.name)
+            state = self.states.get(program.name)
+            if program.name in outcome.joining:
+                continue
             if state is None or not state.alive:
                 outcome.started.add(program.name)
-            elif program.name in waiting or old.get(program.name) != parsed(program):
+            elif program.name in self.waiting or self.installed.get(program.name) != parsed(program):
                 (outcome.restarted if self.options["restart"] else outcome.pending).add(program.name)
         return outcome
+
+    def _note_slots(self, outcome: Outcome) -> None:
+        outcome.joining = {plan.name: plan.replaces for plan in self.plans.values() if plan.replaces}
+        outcome.retired = {
+            name
+            for name, options in self.kept.items()
+            if options[MARK] == RETIRED and self.states[name].state != "STOPPING"
+        }
 
     def apply(self) -> Outcome:
         """Bring the set into the wanted state and return what was done."""
         outcome = Outcome(paths=self.files.changed)
+        self._note_slots(outcome)
         self.write_files()
         previous = read(self.set_file)
         self.write_set()
@@ -382,6 +479,7 @@ class Run:
         return outcome
 
     def _replace(self, added: set[str], changed: set[str], removed: set[str], outcome: Outcome) -> None:
+        self.supervisor.retire(outcome.retired)
         before = self.supervisor.states()
         alive = {name for name, state in before.items() if state.alive}
         wanted = {program.name for program in self.programs}
@@ -395,10 +493,20 @@ class Run:
             self.supervisor.remove(name)
         for name in added | changed:
             self.supervisor.add(name)
-        outcome.started = wanted - alive
+        outcome.started = wanted - alive - outcome.joining.keys()
         outcome.restarted = changed & alive
         outcome.removed = removed
-        self.supervisor.start(wanted, self.options["timeout"])
+        try:
+            self.supervisor.start(wanted, self.options["timeout"])
+        except ProgramFailedError:
+            self._discard_new()
+            raise
+
+    def _discard_new(self) -> None:
+        """Remove what runs beside the old ones, which go on."""
+        joining = [plan.name for plan in self.plans.values() if plan.replaces]
+        if joining:
+            self.supervisor.discard(self.set_name, joining)
 
     def _start_supervisord(self) -> None:
         """Start supervisord as a daemon and wait until it answers.

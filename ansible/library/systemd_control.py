@@ -9,17 +9,21 @@ from typing import TYPE_CHECKING, Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.clusterkit_logs import with_lines
+from ansible.module_utils.clusterkit_slots import ACTIVE, NEW, RETIRED, base, named
 from ansible.module_utils.clusterkit_systemd import (
     RECORDS,
     Installed,
     ServiceFailedError,
     SystemdError,
     disable,
+    discard,
     enable,
     forget,
     installed_units,
     logged_since,
+    mark,
     restart,
+    retire,
     states,
     stop,
 )
@@ -43,11 +47,15 @@ options:
       - V(restarted) restarts services one after the other in the order of their priorities, and waits until
         each is up.
       - V(removed) stops services and removes their units and environments.
+      - V(promoted) makes services that run beside others take over from them. The others are asked to end,
+        which is not waited for, and never come back.
+      - V(discarded) ends services that run beside others, which go on.
     type: str
-    choices: [listed, stopped, restarted, removed]
+    choices: [listed, stopped, restarted, removed, promoted, discarded]
     default: listed
   services:
-    description: Names of services. With an empty O(set) too, all are meant.
+    description: Names of services; one that runs in slots may be named without its slot. With an empty
+      O(set) too, all are meant.
     type: list
     elements: str
     default: []
@@ -93,6 +101,7 @@ services:
   returned: always
   sample:
     - name: worker-cpu
+      service: worker-cpu
       set: workers
       state: RUNNING
       pid: 4711
@@ -114,8 +123,9 @@ def listed(installed: Mapping[str, Installed]) -> list[dict[str, Any]]:
     return [
         {
             "name": name,
+            "service": base(name),
             "set": unit.set_name,
-            "state": found[name].word,
+            "state": "RETIRING" if unit.mark == RETIRED else found[name].word,
             "pid": found[name].pid,
             "uptime": int(found[name].uptime),
             "exit_status": 0 if found[name].runs else found[name].exit_status,
@@ -123,6 +133,8 @@ def listed(installed: Mapping[str, Installed]) -> list[dict[str, Any]]:
             "log": f"journalctl --unit={unit.unit}",
         }
         for name, unit in sorted(installed.items(), key=lambda pair: (pair[1].set_name, pair[0]))
+        # Of one that was retired and has ended only files are left, until the next run of its set.
+        if unit.mark != RETIRED or found[name].there
     ]
 
 
@@ -132,12 +144,12 @@ def selected(installed: Mapping[str, Installed], services: list[str], set_name: 
     Raises:
         ValueError: a name that does not exist, with those that do.
     """
-    for name in services:
-        if name not in installed:
-            raise ValueError(
-                f"there is no service {name}; there are: {', '.join(sorted(installed)) or 'none'}"
-            )
-    names = services or list(installed)
+    # Who names none means those that are ending, too.
+    names = (
+        named(services, {name: unit.mark for name, unit in installed.items()})
+        if services
+        else list(installed)
+    )
     if set_name:
         names = [name for name in names if installed[name].set_name == set_name]
     return sorted(names, key=lambda name: (installed[name].priority, name))
@@ -166,12 +178,37 @@ class Run:
 
     def restart(self) -> tuple[list[str], bool]:
         """Restart the services, one after the other: the worker nodes that are left go on meanwhile."""
+        names = [name for name in self.names if self.installed[name].mark != RETIRED]
         if not self.check_mode:
             # Those that somebody stopped with everything else.
-            enable(name for name, state in states(self.names).items() if not state.enabled)
-            for name in self.names:
+            enable(name for name, state in states(names).items() if not state.enabled)
+            for name in names:
                 restart([name], {name: self.installed[name].start_seconds}, self.options["timeout"])
-        return self.names, bool(self.names)
+        return names, bool(names)
+
+    def promote(self) -> tuple[list[str], bool]:
+        """Let the services take over, and ask those to end that they take over from."""
+        old = [
+            unit
+            for name, unit in self.installed.items()
+            if name not in self.names and unit.mark != RETIRED and base(name) in map(base, self.names)
+        ]
+        if not self.check_mode:
+            # In this order: interrupted in between, both serve, and the next run retires the old one.
+            for name in self.names:
+                mark(self.installed[name], ACTIVE)
+            enable(self.names)
+            retire(old)
+            self.installed = installed_units(Path(self.options["unit_directory"]))
+        return [unit.service for unit in old], True
+
+    def discard(self) -> tuple[list[str], bool]:
+        """End the services, which have not taken over."""
+        new = [self.installed[name] for name in self.names if self.installed[name].mark == NEW]
+        if not self.check_mode:
+            discard(new, Path(self.options["environment_directory"]))
+            self.installed = installed_units(Path(self.options["unit_directory"]))
+        return [unit.service for unit in new], bool(new)
 
     def remove(self) -> tuple[list[str], bool]:
         """Stop the services and remove what systemd knows them by."""
@@ -193,7 +230,7 @@ def main() -> None:
         argument_spec={
             "state": {
                 "type": "str",
-                "choices": ["listed", "stopped", "restarted", "removed"],
+                "choices": ["listed", "stopped", "restarted", "removed", "promoted", "discarded"],
                 "default": "listed",
             },
             "services": {"type": "list", "elements": "str", "default": []},
@@ -206,7 +243,13 @@ def main() -> None:
     )
     try:
         run = Run(module)
-        actions = {"stopped": run.stop, "restarted": run.restart, "removed": run.remove}
+        actions = {
+            "stopped": run.stop,
+            "restarted": run.restart,
+            "removed": run.remove,
+            "promoted": run.promote,
+            "discarded": run.discard,
+        }
         action = actions.get(module.params["state"])
         affected, changed = action() if action else ([], False)
         services = listed(run.installed)

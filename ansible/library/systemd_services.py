@@ -13,16 +13,30 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.clusterkit_files import DIRECTORIES, FILES, FileSet, FileSetError, read
 from ansible.module_utils.clusterkit_logs import with_lines
 from ansible.module_utils.clusterkit_services import SERVICES, Outcome, check_services, environment_of, waves
+from ansible.module_utils.clusterkit_slots import (
+    ACTIVE,
+    NEW,
+    RETIRED,
+    Member,
+    Plan,
+    base,
+    decide,
+    in_slot,
+    slot,
+)
 from ansible.module_utils.clusterkit_systemd import (
+    Installed,
     ServiceFailedError,
     State,
     SystemdError,
     Unit,
+    discard,
     enable,
     forget,
     installed_units,
     logged_since,
     restart,
+    retire,
     running_version,
     states,
     stop,
@@ -136,6 +150,14 @@ options:
         description: Memory above which the kernel ends one of its processes, such as V(2G).
         type: str
         default: ""
+      handover:
+        description:
+          - Whether it is replaced by handing over instead of by a restart. What is new then runs in
+            another slot, under a name
+            such as V(worker-cpu.b), beside what is old, until it is promoted or discarded.
+          - C({slot}) stands for the slot in the command and the environment.
+        type: bool
+        default: false
   directories:
     description: Directories to make first, parents before their children.
     type: list
@@ -256,6 +278,17 @@ pending:
   type: list
   elements: str
   returned: always
+joining:
+  description: The services that run beside the one that they shall replace, as C(name) and C(replaces).
+    They have to be promoted or discarded.
+  type: list
+  elements: dict
+  returned: always
+retired:
+  description: Names of the services that were asked to end, and are not waited for.
+  type: list
+  elements: str
+  returned: always
 services:
   description: The services of the set as they are at the end.
   type: list
@@ -307,6 +340,7 @@ def unit_of(service: Mapping[str, Any], options: Mapping[str, Any]) -> Unit:
             "MemoryHigh": service["memory_high"],
             "MemoryMax": service["memory_max"],
         },
+        handover=service["handover"],
     )
 
 
@@ -325,31 +359,87 @@ class Run:
     def __init__(self, module: AnsibleModule) -> None:
         self.module = module
         self.options = module.params
-        self.units = {s["name"]: unit_of(s, self.options) for s in self.options["services"]}
         self.directory = Path(self.options["unit_directory"])
         self.environment_directory = Path(self.options["environment_directory"])
         self.installed = installed_units(self.directory)
         set_of = {name: unit.set_name for name, unit in self.installed.items()}
         check_services(self.options["set"], self.options["services"], set_of)
-        self.texts = {unit_name(name): unit.text() for name, unit in self.units.items()}
+        own = [name for name, unit in self.installed.items() if unit.set_name == self.options["set"]]
+        self.states: dict[str, State] = states(sorted({*own, *(s["name"] for s in self.options["services"])}))
+        self.plans = self._plans()
+        services = [
+            in_slot(s, slot(self.plans[s["name"]].name)) if s["handover"] else s
+            for s in self.options["services"]
+        ]
+        self.units = {s["name"]: unit_of(s, self.options) for s in services}
+        joining = {plan.name for plan in self.plans.values() if plan.replaces}
+        self.texts = {
+            unit_name(name): unit.text(NEW if name in joining else ACTIVE)
+            for name, unit in self.units.items()
+        }
         self.versions = {name: unit.version() for name, unit in self.units.items()}
         self.environments = {name: unit.environment_text() for name, unit in self.units.items()}
-        self.states: dict[str, State] = states(self.units)
+        unknown = sorted(self.units.keys() - self.states.keys())
+        self.states |= states(unknown)
         self.files = FileSet(module, self.options["user"])
         self.outcome = self._plan()
+
+    def _plans(self) -> dict[str, Plan]:
+        """Return, for each service that is replaced by handing over, what becomes of its slots."""
+        plans = {}
+        for service in self.options["services"]:
+            if service["handover"]:
+                found = [
+                    self._member(unit, service)
+                    for name, unit in self.installed.items()
+                    if unit.set_name == self.options["set"] and base(name) == service["name"]
+                ]
+                plans[service["name"]] = decide(service["name"], found)
+        return plans
+
+    def _member(self, unit: Installed, service: Mapping[str, Any]) -> Member:
+        state = self.states[unit.service]
+        wanted = unit_of(in_slot(service, slot(unit.service)), self.options).version()
+        return Member(
+            name=unit.service,
+            # One that ends serves no more, whoever asked it to. The kit knew no slots once.
+            mark=RETIRED if state.ends else unit.mark or ACTIVE,
+            runs=state.runs,
+            there=state.there,
+            current=running_version(unit.service) == wanted,
+        )
 
     def _plan(self) -> Outcome:
         """Return what has to be done."""
         outcome = Outcome(paths=self.files.changed)
         for name, unit in self.installed.items():
-            if unit.set_name == self.options["set"] and name not in self.units:
-                outcome.removed.add(name)
+            if (
+                unit.set_name == self.options["set"]
+                and name not in self.units
+                and base(name) not in self.plans
+            ):
+                self._leave(unit, outcome)
+        for plan in self.plans.values():
+            outcome.retired.update(plan.retire)
+            outcome.removed.update(set(plan.sweep))
+            if plan.replaces:
+                outcome.joining[plan.name] = plan.replaces
         for name, version in self.versions.items():
+            if name in outcome.joining:
+                continue
             if not self.states[name].runs:
                 outcome.started.add(name)
             elif running_version(name) != version:
                 (outcome.restarted if self.options["restart"] else outcome.pending).add(name)
         return outcome
+
+    def _leave(self, unit: Installed, outcome: Outcome) -> None:
+        """Plan the end of a service that left the set: one with slots may take its time."""
+        state = self.states[unit.service]
+        if not unit.mark or not state.there:
+            outcome.removed.add(unit.service)
+        elif unit.mark != RETIRED or state.runs:
+            outcome.retired.add(unit.service)
 
     def apply(self) -> None:
         """Bring the set into the wanted state; in check mode only note what would change."""
@@ -358,7 +448,11 @@ class Run:
         self._remove()
         self._write_units()
         if not self.module.check_mode:
-            self._start()
+            try:
+                self._start()
+            except ServiceFailedError:
+                self._discard_new()
+                raise
 
     def _make_users(self) -> None:
         wanted = {unit.user for unit in self.units.values()} | {self.options["user"]} - {""}
@@ -393,6 +487,8 @@ class Run:
             priorities = {name: unit.priority for name, unit in self.installed.items()}
             stop(self.outcome.removed, priorities)
             forget((self.installed[name] for name in self.outcome.removed), self.environment_directory)
+        if self.outcome.retired and not self.module.check_mode:
+            retire(self.installed[name] for name in self.outcome.retired)
 
     def _write_units(self) -> None:
         """Write the units and then their environment, which says what version the next start is of."""
@@ -409,11 +505,13 @@ class Run:
                 for name, text in self.texts.items()
             ],
         )
-        disabled = [name for name, state in self.states.items() if not state.enabled]
+        # Those that are new have to prove themselves first.
+        lasting = self.units.keys() - self.outcome.joining.keys()
+        disabled = [name for name in sorted(lasting) if not self.states[name].enabled]
         self.outcome.other |= bool(disabled)
         if not self.module.check_mode:
             enable(disabled)
-            if changed or disabled or any(state.needs_reload for state in self.states.values()):
+            if changed or disabled or any(self.states[n].needs_reload for n in self.units):
                 systemctl("daemon-reload")
         self.files.write_all(
             [],
@@ -429,11 +527,17 @@ class Run:
         )
 
     def _start(self) -> None:
-        wanted = self.outcome.started | self.outcome.restarted
+        new = {name for name in self.outcome.joining if not self.states[name].runs}
+        wanted = self.outcome.started | self.outcome.restarted | new
         for wave in waves(self.units, {name: unit.priority for name, unit in self.units.items()}):
             seconds = {name: self.units[name].start_seconds for name in wave}
             if not wanted.isdisjoint(wave) or any(not self.states[n].up_for(seconds[n]) for n in wave):
                 self.states.update(restart(wanted.intersection(wave), seconds, self.options["timeout"]))
+
+    def _discard_new(self) -> None:
+        """Remove what runs beside the old ones, which go on."""
+        there = installed_units(self.directory)
+        discard((there[name] for name in self.outcome.joining if name in there), self.environment_directory)
 
 
 ARGUMENTS: dict[str, Any] = {
@@ -465,6 +569,7 @@ def main() -> None:
     services = [
         {"name": name, "state": state.word, "pid": state.pid, "uptime": int(state.uptime)}
         for name, state in run.states.items()
+        if name in run.units
     ]
     module.exit_json(**run.outcome.result(), services=services)
 

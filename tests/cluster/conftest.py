@@ -32,11 +32,3 @@ def cluster() -> Iterator[LabCluster]:
 def app(cluster: LabCluster) -> Celery:
     """A producer of the cluster."""
     return client.connect(path=cluster.model.state_dir / "client.json")
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say what was measured."""
-    if FIGURES:
-        terminalreporter.section("times measured on the lab")
-        for line in FIGURES:
-            terminalreporter.line(line)

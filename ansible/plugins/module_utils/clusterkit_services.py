@@ -35,6 +35,7 @@ SERVICES: dict[str, Any] = {
         "cpu_affinity": {"type": "str", "default": ""},
         "memory_high": {"type": "str", "default": ""},
         "memory_max": {"type": "str", "default": ""},
+        "handover": {"type": "bool", "default": False},
     },
 }
 
@@ -54,6 +55,10 @@ class Outcome:
     removed: set[str] = field(default_factory=set)
     # These run on as they were started, although they changed since.
     pending: set[str] = field(default_factory=set)
+    # These run beside the one that they shall replace: new name -> old name.
+    joining: dict[str, str] = field(default_factory=dict)
+    # These were asked to end, and are not waited for.
+    retired: set[str] = field(default_factory=set)
     paths: list[str] = field(default_factory=list)
     # Whether anything else is other than before, such as a user.
     other: bool = False
@@ -61,12 +66,22 @@ class Outcome:
     def result(self) -> dict[str, Any]:
         """Return what the module returns of it."""
         return {
-            "changed": bool(self.started or self.restarted or self.removed or self.paths or self.other),
+            "changed": bool(
+                self.started
+                or self.restarted
+                or self.removed
+                or self.joining
+                or self.retired
+                or self.paths
+                or self.other
+            ),
             "changed_paths": self.paths,
             "started": sorted(self.started),
             "restarted": sorted(self.restarted),
             "removed": sorted(self.removed),
             "pending": sorted(self.pending),
+            "joining": [{"name": new, "replaces": old} for new, old in sorted(self.joining.items())],
+            "retired": sorted(self.retired),
         }
 
 

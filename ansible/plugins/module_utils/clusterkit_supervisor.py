@@ -19,9 +19,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from ansible.module_utils.clusterkit_files import replace
 from ansible.module_utils.clusterkit_logs import size
 from ansible.module_utils.clusterkit_processes import MARKER, describe
 from ansible.module_utils.clusterkit_services import waves
+from ansible.module_utils.clusterkit_slots import DISCARD_GRACE, RETIRED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -32,6 +34,9 @@ _LONGEST_SOCKET_PATH = 107 - len(".4194304")
 
 # How often a state is asked for while waiting, in seconds.
 _POLL = 0.1
+
+# The option with the mark of a program's slot.
+MARK = "clusterkit_slot"
 
 # The states of supervisor.states.ProcessStates that need no start.
 _ALIVE = {"STARTING", "RUNNING"}
@@ -130,6 +135,22 @@ class Layout:
             if section.startswith("program:")
         }
 
+    def write(self, set_name: str, programs: Mapping[str, Mapping[str, str]]) -> None:
+        """Write the file of a set, program name -> its options, or remove it when there is none."""
+        if programs:
+            text = "\n".join(section(name, options) for name, options in programs.items())
+            replace(self.set_file(set_name), text.encode())
+        else:
+            self.set_file(set_name).unlink(missing_ok=True)
+
+    def marks(self) -> dict[str, str]:
+        """Return program name -> the mark of its slot, for all sets; empty for those without slots."""
+        return {
+            program: options.get(MARK, "")
+            for name in self.set_names()
+            for program, options in self.programs(name).items()
+        }
+
     def set_of(self) -> dict[str, str]:
         """Return program name -> the set it is in, for all sets."""
         return {program: name for name in self.set_names() for program in self.programs(name)}
@@ -202,6 +223,19 @@ files = {literal(layout.sets)}/*.conf
 """
 
 
+def section(name: str, options: Mapping[str, str]) -> str:
+    """Return a program's section of a set's file."""
+    return "".join([f"[program:{name}]\n", *(f"{option} = {value}\n" for option, value in options.items())])
+
+
+def marked(programs: Mapping[str, Mapping[str, str]], marks: Mapping[str, str]) -> dict[str, dict[str, str]]:
+    """Return `programs` with other marks of their slots, program name -> mark."""
+    return {
+        name: {**options, **({MARK: marks[name]} if name in marks else {})}
+        for name, options in programs.items()
+    }
+
+
 @dataclass(frozen=True)
 class Program:
     """One service as supervisor shall run it; times in seconds."""
@@ -217,6 +251,8 @@ class Program:
     priority: int = 500
     log_bytes: int = 20_000_000
     log_backups: int = 3
+    # The mark of its slot; empty when it has none. supervisord does not read it.
+    mark: str = ""
 
     def section(self) -> str:
         """Return the program's section of a set's file.
@@ -224,8 +260,7 @@ class Program:
         Raises:
             ValueError: the command or a variable cannot be written down.
         """
-        lines = [f"{name} = {value}\n" for name, value in self._options().items()]
-        return "".join([f"[program:{self.name}]\n", *lines])
+        return section(self.name, {**self._options(), **({MARK: self.mark} if self.mark else {})})
 
     def _options(self) -> dict[str, str]:
         if _UNWRITABLE.search(self.command):
@@ -377,6 +412,11 @@ class Supervisor:
         if not wait_until(lambda: describe(pid) is None, timeout):
             raise SupervisorError(f"supervisord (process {pid}) did not end within {timeout:.0f} s")
 
+    def retire(self, names: Iterable[str]) -> None:
+        """Ask programs to end, and do not wait: each may take its whole stop time-out."""
+        for name in names:
+            self._tolerating(_FAULT_NOT_RUNNING, "stopProcess", name, _NO_WAIT)
+
     def stop(self, names: Iterable[str], grace: float = 15.0) -> None:
         """Stop programs, those of the highest priority number first, the ones of one number together.
 
@@ -389,6 +429,24 @@ class Supervisor:
             for name in wave:
                 self._tolerating(_FAULT_NOT_RUNNING, "stopProcess", name, _NO_WAIT)
             self._wait_stopped(wave, grace)
+
+    def discard(self, set_name: str, names: Iterable[str]) -> None:
+        """Retire programs that did not prove themselves, and remove those that end soon."""
+        names = set(names)
+        programs = self.layout.programs(set_name)
+        self.layout.write(set_name, marked(programs, dict.fromkeys(names, RETIRED)))
+        self.retire(names)
+
+        def left() -> set[str]:
+            return {name for name, state in self.states().items() if name in names and state.needs_stop}
+
+        wait_until(lambda: not left(), DISCARD_GRACE)
+        ended = names - left()
+        programs = self.layout.programs(set_name)
+        self.layout.write(set_name, {n: options for n, options in programs.items() if n not in ended})
+        self.reread()
+        for name in ended:
+            self.remove(name)
 
     def _wait_stopped(self, names: list[str], grace: float) -> None:
         longest = self._longest("stopwaitsecs", names)

@@ -11,7 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ansible.module_utils.clusterkit_files import replace
 from ansible.module_utils.clusterkit_services import waves
+from ansible.module_utils.clusterkit_slots import ACTIVE, DISCARD_GRACE, RETIRED
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -38,6 +40,9 @@ _EXITED = 1
 
 # What journalctl's last line begins with when it is asked for a cursor.
 _CURSOR = "-- cursor: "
+
+# What the line with the mark of a slot begins with.
+_MARK = "X-ClusterkitSlot="
 
 # What ProtectHome hides.
 _HOMES = (Path("/home"), Path("/root"), Path("/run/user"))
@@ -111,7 +116,7 @@ StartLimitIntervalSec=0
 X-ClusterkitSet={set_name}
 X-ClusterkitPriority={priority}
 X-ClusterkitStartSeconds={start_seconds}
-
+{slot}
 [Service]
 # Started counts only when the program could be executed.
 Type=exec
@@ -189,9 +194,11 @@ class Unit:
     capabilities: tuple[str, ...] = ()
     # Options of [Service] that hold its use of the host, such as MemoryMax, by their names.
     limits: Mapping[str, str] = field(default_factory=dict)
+    # Whether it is replaced by handing over, in slots.
+    handover: bool = False
 
-    def text(self) -> str:
-        """Return the unit's file.
+    def text(self, mark: str = ACTIVE) -> str:
+        """Return the unit's file, with the `mark` of its slot if it has one.
 
         Raises:
             ValueError: a value cannot be written down.
@@ -203,6 +210,7 @@ class Unit:
                 after=" ".join(["network-online.target", *map(unit_name, self.after)]),
                 priority=self.priority,
                 start_seconds=self.start_seconds,
+                slot=f"{_MARK}{mark}\n" if self.handover else "",
                 user=_literal(self.user),
                 working_directory=_literal(self.working_directory),
                 environment_file=_literal(self.environment_file),
@@ -257,6 +265,8 @@ class Installed:
     set_name: str
     priority: int
     start_seconds: int
+    # The mark of its slot; empty when it has none.
+    mark: str
     path: Path
 
     @property
@@ -278,6 +288,7 @@ def installed_units(directory: Path) -> dict[str, Installed]:
                 set_name=options["X-ClusterkitSet"],
                 priority=int(options.get("X-ClusterkitPriority", 0)),
                 start_seconds=int(options.get("X-ClusterkitStartSeconds", 1)),
+                mark=options.get(_MARK.rstrip("="), ""),
                 path=path,
             )
     return found
@@ -302,6 +313,16 @@ class State:
     def runs(self) -> bool:
         """Whether it runs; not while it waits for the next attempt."""
         return self.active in {"active", "reloading"}
+
+    @property
+    def ends(self) -> bool:
+        """Whether it was asked to end."""
+        return self.active == "deactivating"
+
+    @property
+    def there(self) -> bool:
+        """Whether it has not ended, for good."""
+        return self.active not in {"inactive", "failed"}
 
     @property
     def word(self) -> str:
@@ -426,6 +447,37 @@ def stop(services: Iterable[str], priorities: Mapping[str, int]) -> None:
     """
     for wave in reversed(waves(services, priorities)):
         systemctl("stop", *map(unit_name, wave))
+
+
+def mark(unit: Installed, word: str) -> None:
+    """Change the mark of a unit's slot; it counts for systemd, which does not read it, at once."""
+    lines = unit.path.read_text(encoding="utf-8").splitlines(keepends=True)
+    at = next(number for number, line in enumerate(lines) if line.startswith("X-ClusterkitStartSeconds=")) + 1
+    lines[at : at + lines[at].startswith(_MARK)] = [f"{_MARK}{word}\n"]
+    replace(unit.path, "".join(lines).encode(), 0o644)
+
+
+def retire(units: Iterable[Installed]) -> None:
+    """Ask services to end, once and for all, and do not wait: each may take its whole stop time-out."""
+    units = list(units)
+    if not units:
+        return
+    for unit in units:
+        mark(unit, RETIRED)
+    disable(unit.service for unit in units)
+    systemctl("stop", "--no-block", *(unit.unit for unit in units))
+
+
+def discard(units: Iterable[Installed], environment_directory: Path) -> None:
+    """Retire services that did not prove themselves, and remove those that end soon."""
+    units = list(units)
+    retire(units)
+    deadline = time.monotonic() + DISCARD_GRACE
+    while (found := states(unit.service for unit in units)) and time.monotonic() < deadline:
+        if not any(state.there for state in found.values()):
+            break
+        time.sleep(_POLL)
+    forget((unit for unit in units if not found[unit.service].there), environment_directory)
 
 
 def forget(units: Iterable[Installed], environment_directory: Path) -> None:

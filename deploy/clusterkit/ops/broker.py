@@ -98,17 +98,33 @@ class Broker:
         """Return every node of the broker's cluster."""
         return tuple(Node.from_api(item) for item in self._get("nodes"))
 
+    def definitions(self) -> dict[str, Any]:
+        """Return users, rights, policies, exchanges, queues and bindings; only an administrator may."""
+        found: dict[str, Any] = self._get("definitions")
+        return found
+
+    def add_definitions(self, definitions: dict[str, Any]) -> None:
+        """Declare what is in ``definitions`` and not there; only an administrator may.
+
+        Raises:
+            ClusterUnreachableError: no broker answers, or it refuses them.
+        """
+        self._ask("POST", "definitions", json=definitions)
+
     def _get(self, path: str, params: dict[str, str] | None = None) -> Any:
+        return self._ask("GET", path, params=params).json()
+
+    def _ask(self, method: str, path: str, **options: Any) -> httpx.Response:
         problems = []
         for url in tuple(self._urls):
             try:
-                answer = self._client.get(f"{url.rstrip('/')}/api/{path}", params=params)
+                answer = self._client.request(method, f"{url.rstrip('/')}/api/{path}", **options)
                 answer.raise_for_status()
             except httpx.HTTPError as error:
                 problems.append(f"{url}: {error}")
                 self._urls.append(self._urls.pop(0))  # the next question begins where one answers
             else:
-                return answer.json()
+                return answer
         raise ClusterUnreachableError(
             f"RabbitMQ's HTTP API does not answer: {'; '.join(problems)}",
             next_step="make cluster-logs SERVICE=rabbitmq",

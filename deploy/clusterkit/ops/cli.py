@@ -10,7 +10,17 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from clusterkit.ops import compose_cli, drills_cli, lab_cli
+from clusterkit.ops import (
+    audit_cli,
+    backup_cli,
+    broker_cli,
+    compose_cli,
+    dlq_cli,
+    drills_cli,
+    lab_cli,
+    queue_cli,
+    release_cli,
+)
 from clusterkit.ops.cli_options import (
     ROOT,
     ClusterName,
@@ -51,13 +61,21 @@ cluster_commands = typer.Typer(
     no_args_is_help=True, rich_markup_mode=None, help="Bring a cluster up, look at it, take it down."
 )
 broker_commands = typer.Typer(
-    no_args_is_help=True, rich_markup_mode=None, help="Take hosts out of the broker, or replace them."
+    no_args_is_help=True, rich_markup_mode=None, help="Restart, upgrade, remove and replace brokers."
 )
 app.add_typer(cluster_commands, name="cluster")
+release_cli.register(cluster_commands)
 app.add_typer(broker_commands, name="broker")
+cluster_commands.command()(backup_cli.backup)
+cluster_commands.command()(backup_cli.restore)
+app.add_typer(dlq_cli.commands, name="dlq")
+app.add_typer(queue_cli.commands, name="queue")
 app.add_typer(lab_cli.commands, name="lab")
 app.add_typer(compose_cli.compose_commands, name="compose")
 app.add_typer(drills_cli.commands, name="drill")
+cluster_commands.command()(audit_cli.audit)
+broker_commands.command("restart")(broker_cli.restart)
+broker_commands.command("upgrade")(broker_cli.upgrade)
 
 
 @cluster_commands.command()

@@ -23,6 +23,7 @@ from clusterkit.ops import (
 )
 from clusterkit.ops import secrets as secret_store
 from clusterkit.ops.errors import ClusterUnhealthyError, DeployError, PreflightError
+from clusterkit.ops.lock import alone
 from clusterkit.ops.progress import Progress
 from clusterkit.ops.status import NodeStatus, ServiceStatus, Status
 from clusterkit.runtime.errors import ClusterUnreachableError, NoClusterError
@@ -74,7 +75,7 @@ def up(project: Project, console: Console) -> Up:
     """
     cluster = project.cluster
     phases = [_BUILD, _IMAGES, _SERVERS, _WORKERS, _PROBE]
-    with deployment.alone(cluster), Progress(f"{project.name}: up", phases, console) as progress:
+    with alone(cluster), Progress(f"{project.name}: up", phases, console) as progress:
         progress.start(_BUILD)
         images.ensure_engine(cluster.root / ".cluster" / "dockerd.log", progress.doing)
         compose = _Compose(project, composeimages.compose_command(cluster.root, progress.doing), progress)
@@ -113,7 +114,7 @@ def down(cluster: Cluster, console: Console, *, volumes: bool) -> None:
     _environment_file(cluster)
     # As the last `up` left it, whatever inventory and Compose files say by now.
     project = composeplan.Project(cluster, (), ())
-    with deployment.alone(cluster), Progress(f"{project.name}: down", ["Stop"], console) as progress:
+    with alone(cluster), Progress(f"{project.name}: down", ["Stop"], console) as progress:
         progress.start("Stop")
         compose = _Compose(project, composeimages.compose_command(cluster.root, progress.doing), progress)
         compose.run("down", "--remove-orphans", *(["--volumes"] if volumes else []))

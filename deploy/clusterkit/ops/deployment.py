@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import base64
-import contextlib
-import fcntl
 import json
-import os
 import shutil
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +20,7 @@ from clusterkit.ops import (
     playbook,
     probing,
     release,
+    releases,
     status,
     topology,
 )
@@ -31,15 +28,16 @@ from clusterkit.ops import bundle as bundles
 from clusterkit.ops import secrets as secret_store
 from clusterkit.ops.broker import Broker
 from clusterkit.ops.errors import ClusterUnhealthyError, PreflightError
+from clusterkit.ops.lock import alone, note
 from clusterkit.ops.needs import HostFacts
 from clusterkit.ops.progress import Progress
 from clusterkit.ops.result_acl import RESULT_MATRIX
 from clusterkit.ops.status import NodeStatus, ServiceStatus, Status
 from clusterkit.runtime import client
+from clusterkit.runtime.clusterfile import ClusterFile
 from clusterkit.runtime.errors import BadInputError, ClusterUnreachableError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from datetime import datetime
 
     from celery import Celery
@@ -48,9 +46,9 @@ if TYPE_CHECKING:
     from clusterkit.ops.model import Cluster
     from clusterkit.ops.pki import Pki
     from clusterkit.ops.probing import Probes
-    from clusterkit.ops.secrets import Secrets
+    from clusterkit.ops.secrets import Role, Secrets
 
-_PREFLIGHT, _BUILD, _PROBE = "Preflight", "App release", "Probe tasks"
+PREFLIGHT, BUILD, _PROBE = "Preflight", "App release", "Probe tasks"
 #: Seconds within which every worker node has to answer a probe on each of its queues.
 PROBE_DEADLINE = 60.0
 
@@ -81,17 +79,21 @@ def up(cluster: Cluster, console: Console, bundle: Path | None = None) -> Deploy
     if bundle:
         bundles.read(bundle)
     cluster = addresses.resolved(cluster)
-    phases = [_PREFLIGHT, _BUILD, *playbook.phases(cluster, "up"), _PROBE]
+    phases = [PREFLIGHT, BUILD, *playbook.phases(cluster, "up"), _PROBE]
     with alone(cluster), Progress(f"cluster {cluster.name}: up", phases, console) as progress:
-        hosts = _preflight(cluster, progress)
-        progress.start(_BUILD)
-        keys = _keys(cluster)
-        built = release.build(cluster, {_target(host) for host in hosts.values()}, progress.doing)
-        variables = _variables(cluster, keys, built, hosts)
+        record = releases.Record.load(cluster)
+        pinned = record.pinned(cluster)
+        if pinned:
+            console.print(f"[yellow]warning[/] {pinned.why_pinned()}", highlight=False, soft_wrap=True)
+        ready = prepare(cluster, progress, pinned.id if pinned else "")
         if bundle:
-            variables["cluster_bundle"] = str(bundle.resolve())
-        outcome = playbook.run(cluster, "up", variables, progress)
-        _write_cluster_files(cluster, keys, _manifest(outcome))
+            ready.variables["cluster_bundle"] = str(bundle.resolve())
+        outcome = playbook.run(cluster, "up", ready.variables, progress)
+        note(release=ready.built.id)
+        tasks = manifest(outcome)
+        write_cluster_files(cluster, ready.keys, tasks)
+        if not pinned:
+            record.deployed(ready.built.id, "up", cluster.app_source, tasks)
         progress.start(_PROBE)
         app = operator_app(cluster)
         probes = probing.probe(app, cluster, deadline=PROBE_DEADLINE, report=progress.doing)
@@ -103,11 +105,38 @@ def up(cluster: Cluster, console: Console, bundle: Path | None = None) -> Deploy
         return Deployed(
             progress.changes,
             progress.seconds,
-            built.id,
+            ready.built.id,
             status.nodes(cluster, app),
             probes,
             outcome.changed_hosts(),
         )
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a deployment goes by: the control machine's secrets, the release, and the playbooks' variables."""
+
+    keys: Keys
+    built: release.Release
+    variables: dict[str, Any]
+
+
+def prepare(cluster: Cluster, progress: Progress, release_id: str = "") -> Prepared:
+    """Look at the hosts and build the release of ``cluster``'s app, or find the one called ``release_id``.
+
+    Raises:
+        PreflightError, ReleaseError: nothing was changed.
+    """
+    hosts = _preflight(cluster, progress)
+    progress.start(BUILD)
+    keys = _keys(cluster)
+    targets = {_target(host) for host in hosts.values()}
+    if release_id:
+        built = release.kept(cluster, release_id, targets)
+    else:
+        built = release.build(cluster, targets, progress.doing)
+    _write_operator_file(cluster, keys)
+    return Prepared(keys, built, _variables(cluster, keys, built, hosts))
 
 
 def preflight(cluster: Cluster, console: Console) -> dict[str, HostFacts]:
@@ -117,7 +146,7 @@ def preflight(cluster: Cluster, console: Console) -> dict[str, HostFacts]:
         PreflightError: has every problem of every host, each with the way out.
     """
     cluster = addresses.resolved(cluster)
-    with Progress(f"cluster {cluster.name}: preflight", [_PREFLIGHT], console) as progress:
+    with Progress(f"cluster {cluster.name}: preflight", [PREFLIGHT], console) as progress:
         return _preflight(cluster, progress)
 
 
@@ -153,13 +182,13 @@ def rotate(cluster: Cluster, console: Console, *, authority: bool = False) -> di
         )
     cluster = addresses.resolved(cluster)
     directory, wanted = cluster.state_dir / "pki", addresses.identities(cluster)
-    names = [_PREFLIGHT, *playbook.phases(cluster, "rotate")]
+    names = [PREFLIGHT, *playbook.phases(cluster, "rotate")]
     with alone(cluster), Progress(f"cluster {cluster.name}: rotate", names, console) as progress:
         hosts = _preflight(cluster, progress)
         secrets = secret_store.ensure(cluster.state_dir / "secrets.yml")
         certificates = pki.rotate(directory, wanted, ca=authority)
         while True:
-            variables = _server_variables(cluster, _Keys(secrets, certificates), hosts)
+            variables = _server_variables(cluster, Keys(secrets, certificates), hosts)
             playbook.run(cluster, "rotate", variables, progress)
             _write_authority(cluster, certificates)
             if certificates.step == "settled":
@@ -167,7 +196,7 @@ def rotate(cluster: Cluster, console: Console, *, authority: bool = False) -> di
             certificates = pki.advance(directory, wanted, certificates)
         if authority:
             # Flower reads whom to trust when it starts; nothing waits for it.
-            variables = {**_base_variables(cluster), "cluster_services": flower.services(cluster)}
+            variables = {**broker_variables(cluster), "cluster_services": flower.services(cluster)}
             playbook.run(cluster, "restart", variables, progress)
     return certificates.expires()
 
@@ -196,7 +225,7 @@ def remove_broker(cluster: Cluster, host: str, console: Console) -> None:
             console,
         ) as progress,
     ):
-        variables = {**_server_variables(cluster, _keys(cluster), {}), "broker_host": host}
+        variables = {**broker_variables(cluster), "broker_host": host}
         playbook.run(cluster, "broker_remove", variables, progress)
 
 
@@ -225,7 +254,11 @@ def destroy(cluster: Cluster, console: Console) -> None:
 
 
 def restart(cluster: Cluster, services: list[str], console: Console) -> list[str]:
-    """Restart ``services`` (all, when the list is empty) one after the other; return their names."""
+    """Restart ``services`` (all, when the list is empty) one after the other; return their names.
+
+    A broker of several goes through the gate of ``clusterkit.ops.brokers``.
+    """
+    cluster = addresses.resolved(cluster)
     with (
         alone(cluster),
         Progress(
@@ -233,7 +266,7 @@ def restart(cluster: Cluster, services: list[str], console: Console) -> list[str
         ) as progress,
     ):
         outcome = playbook.run(
-            cluster, "restart", {**_base_variables(cluster), "cluster_services": services}, progress
+            cluster, "restart", {**broker_variables(cluster), "cluster_services": services}, progress
         )
     return [name for result in outcome.all() for name in result.get("affected", ())]
 
@@ -282,9 +315,18 @@ def status_of(cluster: Cluster) -> Status:
 
 def monitor(cluster: Cluster) -> Broker:
     """Return RabbitMQ's HTTP API as the user that may look and change nothing."""
-    password = secret_store.ensure(cluster.state_dir / "secrets.yml").broker["monitor"]
+    return _broker(cluster, "monitor")
+
+
+def administrator(cluster: Cluster) -> Broker:
+    """Return RabbitMQ's HTTP API as the user that may change everything."""
+    return _broker(cluster, "operator")
+
+
+def _broker(cluster: Cluster, role: Role) -> Broker:
+    password = secret_store.ensure(cluster.state_dir / "secrets.yml").broker[role]
     ca_file = str(cluster.state_dir / clusterfiles.CA_FILE) if cluster.tls else ""
-    return Broker(status.broker_urls(cluster), "monitor", password, ca_file)
+    return Broker(status.broker_urls(cluster), role, password, ca_file)
 
 
 def check(cluster: Cluster, deadline: float) -> Probes:
@@ -292,47 +334,24 @@ def check(cluster: Cluster, deadline: float) -> Probes:
     return probing.probe(operator_app(cluster), cluster, deadline=deadline)
 
 
-@contextlib.contextmanager
-def alone(cluster: Cluster) -> Iterator[None]:
-    """Keep two commands from changing a cluster at the same time.
-
-    Raises:
-        PreflightError: another one is at it.
-    """
-    cluster.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with (cluster.state_dir / "lock").open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            raise PreflightError(
-                f"another command is changing cluster {cluster.name!r}: {file.read().strip()}",
-                next_step="wait for it to end",
-            ) from None
-        file.truncate(0)
-        file.write(f"process {os.getpid()} since {time.strftime('%H:%M:%S')}: {' '.join(sys.argv[1:])}\n")
-        file.flush()
-        yield
-
-
 @dataclass(frozen=True)
-class _Keys:
+class Keys:
     """What a deployment needs of the control machine's secrets: passwords, and certificates on hosts."""
 
     secrets: Secrets
     pki: Pki | None
 
 
-def _keys(cluster: Cluster) -> _Keys:
+def _keys(cluster: Cluster) -> Keys:
     secrets = secret_store.ensure(cluster.state_dir / "secrets.yml")
     certificates = (
         pki.ensure(cluster.state_dir / "pki", addresses.identities(cluster)) if cluster.tls else None
     )
-    return _Keys(secrets, certificates)
+    return Keys(secrets, certificates)
 
 
 def _variables(
-    cluster: Cluster, keys: _Keys, built: release.Release, hosts: dict[str, HostFacts]
+    cluster: Cluster, keys: Keys, built: release.Release, hosts: dict[str, HostFacts]
 ) -> dict[str, Any]:
     files = {
         role: clusterfiles.to_json(clusterfiles.cluster_file(cluster, keys.secrets, role))
@@ -345,10 +364,21 @@ def _variables(
             "id": built.id,
             "archives": {name: str(built.archives[_target(facts)]) for name, facts in hosts.items()},
         },
+        "cluster_handover": [
+            sys.executable,
+            "-m",
+            "clusterkit.ops.handover",
+            str(cluster.state_dir / "operator.json"),
+        ],
     }
 
 
-def _server_variables(cluster: Cluster, keys: _Keys, hosts: dict[str, HostFacts]) -> dict[str, Any]:
+def broker_variables(cluster: Cluster) -> dict[str, Any]:
+    """Return what playbooks on brokers that run already need; the addresses are resolved."""
+    return _server_variables(cluster, _keys(cluster), {})
+
+
+def _server_variables(cluster: Cluster, keys: Keys, hosts: dict[str, HostFacts]) -> dict[str, Any]:
     return {
         **_base_variables(cluster),
         "cluster_secrets": keys.secrets.to_ansible(),
@@ -382,13 +412,24 @@ def _base_variables(cluster: Cluster) -> dict[str, Any]:
     return variables
 
 
-def _manifest(outcome: playbook.Outcome) -> dict[str, str | None]:
+def manifest(outcome: playbook.Outcome) -> dict[str, str | None]:
+    """Return the release's task names, name -> queue, from a run that installed it or found it installed."""
     contents = [result["content"] for result in outcome.of("Read the release's task names").values()]
     tasks: dict[str, str | None] = json.loads(base64.b64decode(contents[0]))["tasks"]
     return tasks
 
 
-def _write_cluster_files(cluster: Cluster, keys: _Keys, tasks: dict[str, str | None]) -> None:
+def _write_operator_file(cluster: Cluster, keys: Keys) -> None:
+    """Write the operator's file anew: new workers are asked with it before the deployment has ended."""
+    path = cluster.state_dir / "operator.json"
+    tasks = ClusterFile.load(path).tasks if path.exists() else {}
+    if keys.pki:
+        _write_authority(cluster, keys.pki)
+    clusterfiles.write(clusterfiles.cluster_file(cluster, keys.secrets, "operator", tasks), path)
+
+
+def write_cluster_files(cluster: Cluster, keys: Keys, tasks: dict[str, str | None]) -> None:
+    """Write what clients and the operator's command connect with; from now on clients know ``tasks``."""
     if keys.pki:
         _write_authority(cluster, keys.pki)
     producer = clusterfiles.cluster_file(cluster, keys.secrets, "producer", tasks)

@@ -19,7 +19,7 @@ commands = typer.Typer(
 
 
 @commands.command("run")
-def run(  # noqa: PLR0913, PLR0917 - the command's options
+def run(
     name: Annotated[str, typer.Argument(help="A drill, all, or random.")] = "all",
     cluster: ClusterName = DEFAULT_CLUSTER,
     tasks: Annotated[int, typer.Option(min=1, help="Tasks to send in each drill, at least.")] = 10_000,

@@ -32,8 +32,10 @@ def show(cluster: Cluster, service: str, *, lines: int, follow: bool, console: C
         BadInputError: no host has a service of that name.
     """
     found = _read(cluster, service, lines, {})
-    known = sorted({name for result in found.values() for name in result["services"]})
-    if service and service not in known:
+    slots = {name for result in found.values() for name in result["services"]}
+    # What runs as worker-cpu.b now and then is the service worker-cpu.
+    known = sorted({name.partition(".")[0] for name in slots})
+    if service and service not in slots.union(known):
         raise BadInputError(
             f"no service {service!r} has a log. {did_you_mean(service, known)}",
             next_step=f"services: {', '.join(known) or 'none; the cluster was never up'}",

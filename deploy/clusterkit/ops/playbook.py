@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from clusterkit.ops import lock
 from clusterkit.ops.errors import DeployError, PreflightError, ReleaseError
 from clusterkit.runtime.errors import InterruptedByUserError
 
@@ -131,6 +132,7 @@ def run(
         if threading.current_thread() is threading.main_thread():
             for number, handler in handlers.items():
                 signal.signal(number, handler)
+        lock.note(outcome.changed_hosts())
     if runner.status == "canceled":  # Ctrl-C, which ansible-runner takes and ends the playbook for
         raise InterruptedByUserError(
             f"interrupted in the middle of {playbook}", next_step="running it again goes on where it stopped"

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from clusterkit.runtime.nodename import logical
 from clusterkit.runtime.probe import PROBE
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ def _gather(sent: dict[AsyncResult, tuple[str, float]], answers: dict[str, dict[
         queue, at = sent.pop(result)
         value: Any = result.result
         if result.successful():
-            answers[queue].setdefault(value["node"], (time.monotonic() - at) * 1000)
+            answers[queue].setdefault(logical(value["node"]), (time.monotonic() - at) * 1000)
         result.forget()
 
 

@@ -85,7 +85,8 @@ class Progress:
         if phase is None:
             phase = _Phase(name)
             self._phases.append(phase)
-        phase.started = time.monotonic()
+        # One that comes again, for other hosts, goes on.
+        phase.started, phase.ended = phase.started or time.monotonic(), None
         self._current = phase
         if not self._live:
             self._print(f"{name}")

@@ -30,7 +30,7 @@ from clusterkit.ops.wheels import Target, own_target, run
 if TYPE_CHECKING:
     from clusterkit.ops.model import AppSource, Cluster
 
-__all__ = ["Release", "Target", "build", "own_target"]
+__all__ = ["Release", "Target", "build", "kept", "own_target"]
 
 #: Folders of a project that are no part of it.
 _NOT_SOURCE = {
@@ -100,6 +100,22 @@ def build(cluster: Cluster, targets: Collection[Target], report: Report = lambda
             done.result()
     known.write_text(json.dumps({"release": built.id}))
     return built
+
+
+def kept(cluster: Cluster, release_id: str, targets: Collection[Target]) -> Release:
+    """Return a release that was built before, without building anything.
+
+    Raises:
+        ReleaseError: its archive is not there, or not for one of the hosts' Pythons.
+    """
+    found = _release(cluster.state_dir / "builds", release_id, targets)
+    missing = [str(target) for target, archive in found.archives.items() if not archive.exists()]
+    if missing:
+        raise ReleaseError(
+            f"there is no archive of release {release_id} for {', '.join(missing)}",
+            next_step="make cluster-releases lists releases; make cluster-release builds one from the app",
+        )
+    return found
 
 
 def _release(builds: Path, release_id: str, targets: Collection[Target]) -> Release:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
 from clusterkit.ops import flower, topology
+from clusterkit.runtime.clusterfile import DEFAULT_CLUSTER
+from clusterkit.runtime.nodename import logical
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from datetime import datetime
 
     from celery import Celery
@@ -21,17 +24,24 @@ if TYPE_CHECKING:
     from clusterkit.ops.model import Cluster, WorkerNode
     from clusterkit.ops.needs import HostFacts
     from clusterkit.ops.probing import Probes
+    from clusterkit.ops.rollout import Known
     from clusterkit.runtime.errors import ClusterUnreachableError
 
 #: Queues that Celery makes for delays, control commands and events.
 _CELERYS_OWN = re.compile(r"celery_delayed_|celeryev|.*pidbox")
+#: The state of a service that was replaced and finishes what it has (role service).
+RETIRING = "retiring"
 #: Seconds within which a worker node has to answer.
 _ANSWER = 2.0
 
 
 @dataclass(frozen=True)
 class NodeStatus:
-    """One worker node; ``problem`` is empty when it is as the inventory says. Times in seconds."""
+    """One worker node; ``problem`` is empty when it is as the inventory says. Times in seconds.
+
+    ``name`` is the inventory's, ``celery_name`` that of the slot it runs in. One that is ``retiring`` was
+    replaced, and only finishes the tasks it has.
+    """
 
     name: str
     pool: str
@@ -42,6 +52,8 @@ class NodeStatus:
     done: int
     uptime: int
     problem: str
+    celery_name: str = ""
+    retiring: bool = False
 
 
 @dataclass(frozen=True)
@@ -68,9 +80,14 @@ class Status:
     urls: dict[str, str]
     problems: tuple[str, ...]
 
+    @property
+    def dead_letters(self) -> int:
+        """Messages that no worker could run, and that wait for a person."""
+        return sum(queue.ready for queue in self.queues if queue.name == topology.DEAD_LETTERS)
+
     def to_json(self) -> dict[str, Any]:
         """Return it as JSON-safe values."""
-        return {**asdict(self), "healthy": not self.problems}
+        return {**asdict(self), "dead_letters": self.dead_letters, "healthy": not self.problems}
 
 
 def collect(cluster: Cluster, app: Celery, broker: Broker, services: tuple[ServiceStatus, ...]) -> Status:
@@ -83,7 +100,7 @@ def collect(cluster: Cluster, app: Celery, broker: Broker, services: tuple[Servi
     queues = broker.queues()
     alarmed = any(node.memory_alarm or node.disk_alarm for node in brokers)
     # In an alarm a control command is held back like any publish, so nobody could answer.
-    found = () if alarmed else nodes(cluster, app)
+    found = () if alarmed else nodes(cluster, app, retiring=_retiring(services))
     problems = [
         *_broker_problems(cluster, brokers),
         *(f"worker node {node.name}: {node.problem}" for node in found if node.problem),
@@ -127,8 +144,12 @@ def _service_problems(services: tuple[ServiceStatus, ...]) -> list[str]:
     return [
         f"service {service.name} on {service.host}: {service.state}"
         for service in services
-        if service.state != "running"
+        if service.state not in {"running", RETIRING}
     ]
+
+
+def _retiring(services: tuple[ServiceStatus, ...]) -> int:
+    return sum(service.state == RETIRING for service in services)
 
 
 def urls(cluster: Cluster) -> dict[str, str]:
@@ -155,48 +176,87 @@ def _scheme(cluster: Cluster) -> str:
     return "https" if cluster.tls else "http"
 
 
-def nodes(cluster: Cluster, app: Celery) -> tuple[NodeStatus, ...]:
-    """Return every worker node of the inventory with what it says of itself."""
+def nodes(cluster: Cluster, app: Celery, *, retiring: int = 0) -> tuple[NodeStatus, ...]:
+    """Return every worker node of the inventory with what it says of itself, then those that are retiring.
+
+    ``retiring`` is how many of these there are, as far as that is known.
+    """
     expected = cluster.expected_nodes()
     # A connection of its own: one of the pool may be from before a broker went away.
     with app.connection_for_write() as connection:
         # Waiting ends when all have answered, so the limit only costs when one is missing.
-        control = app.control.inspect(timeout=_ANSWER, limit=len(expected), connection=connection)
+        control = app.control.inspect(timeout=_ANSWER, limit=len(expected) + retiring, connection=connection)
         stats = control.stats() or {}
-        queues = control.active_queues() if stats else {}
-        active = control.active() if stats else {}
-    return tuple(_node(name, node, stats.get(name), queues or {}, active or {}) for name, node in expected)
+        queues = (control.active_queues() or {}) if stats else {}
+        active = (control.active() or {}) if stats else {}
+    answers = [
+        _Answer(name, found, _names(queues.get(name, ())), len(active.get(name, ())))
+        for name, found in stats.items()
+    ]
+    serving = {name: _serving(name, node, answers) for name, node in expected}
+    chosen = [answer for answer in serving.values() if answer]
+    others = [answer for answer in answers if answer not in chosen and logical(answer.name) in serving]
+    return (
+        *(_node(name, node, serving[name]) for name, node in expected),
+        *(_retired(answer) for answer in others),
+    )
 
 
-def _node(
-    name: str,
-    wanted: WorkerNode,
-    stats: dict[str, Any] | None,
-    queues: dict[str, Any],
-    active: dict[str, Any],
-) -> NodeStatus:
-    if stats is None:
+@dataclass(frozen=True)
+class _Answer:
+    """What a worker node says of itself: its statistics, the queues it consumes, how many tasks it runs."""
+
+    name: str
+    stats: dict[str, Any]
+    queues: tuple[str, ...]
+    running: int
+
+
+def _names(queues: Iterable[dict[str, Any]]) -> tuple[str, ...]:
+    return tuple(sorted(queue["name"] for queue in queues))
+
+
+def _serving(name: str, wanted: WorkerNode, answers: list[_Answer]) -> _Answer | None:
+    """Return the answer of the slot that is the node ``name``: the one that consumes, of several."""
+    own = [answer for answer in answers if logical(answer.name) == name]
+    own.sort(key=lambda answer: (answer.queues != _sorted(wanted.queues), not answer.queues))
+    return own[0] if own else None
+
+
+def _sorted(names: Iterable[str]) -> tuple[str, ...]:
+    return tuple(sorted(names))
+
+
+def _node(name: str, wanted: WorkerNode, answer: _Answer | None) -> NodeStatus:
+    if answer is None:
         return NodeStatus(name, wanted.pool, 0, wanted.queues, 0, 0, 0, 0, "does not answer")
-    pool = stats["pool"]
-    kind = _pool_kind(pool.get("implementation", ""))
-    consumed = tuple(sorted(queue["name"] for queue in queues.get(name, ())))
+    kind = _pool_kind(answer.stats["pool"].get("implementation", ""))
     problem = ""
     if kind != wanted.pool:
         problem = f"runs the pool {kind}, the inventory says {wanted.pool}: make cluster-up"
-    elif consumed != tuple(sorted(wanted.queues)):
-        problem = (
-            f"consumes {', '.join(consumed) or 'nothing'}, the inventory says {', '.join(wanted.queues)}"
-        )
+    elif answer.queues != _sorted(wanted.queues):
+        consumed = ", ".join(answer.queues) or "nothing"
+        problem = f"consumes {consumed}, the inventory says {', '.join(wanted.queues)}"
+    return _described(name, answer, problem)
+
+
+def _retired(answer: _Answer) -> NodeStatus:
+    return replace(_described(logical(answer.name), answer, ""), retiring=True)
+
+
+def _described(name: str, answer: _Answer, problem: str) -> NodeStatus:
+    pool = answer.stats["pool"]
     return NodeStatus(
         name=name,
-        pool=kind,
+        pool=_pool_kind(pool.get("implementation", "")),
         concurrency=pool.get("max-concurrency") or 1,
-        queues=consumed,
+        queues=answer.queues,
         processes=len(pool.get("processes", ())) or 1,
-        running=len(active.get(name, ())),
-        done=sum(stats.get("total", {}).values()),
-        uptime=stats.get("uptime", 0),
+        running=answer.running,
+        done=sum(answer.stats.get("total", {}).values()),
+        uptime=answer.stats.get("uptime", 0),
         problem=problem,
+        celery_name=answer.name,
     )
 
 
@@ -208,7 +268,7 @@ def _pool_kind(implementation: str) -> str:
 
 def _queue_problems(cluster: Cluster, queues: dict[str, Queue], found: tuple[NodeStatus, ...]) -> list[str]:
     # The broker's own count is up to five seconds old, and 0 right after a restart: ask the workers too.
-    consumed = {queue for node in found if not node.problem for queue in node.queues}
+    consumed = {queue for node in found if not node.problem and not node.retiring for queue in node.queues}
     problems = []
     for name in cluster.queues:
         queue = queues.get(name)
@@ -243,17 +303,27 @@ def show(status: Status, console: Console) -> None:
         console.print(_queue_table(status))
     for name, url in status.urls.items():
         console.print(f"[bold]{name:9}[/] {url}", highlight=False, soft_wrap=True)
+    if status.dead_letters:
+        option = "" if status.cluster == DEFAULT_CLUSTER else f" CLUSTER={status.cluster}"
+        console.print(
+            f"[yellow]letters[/]   {status.dead_letters} dead letters, which no worker could run:"
+            f" make dlq-list{option}",
+            highlight=False,
+            soft_wrap=True,
+        )
     for problem in status.problems:
         console.print(f"[red]problem[/]   {problem}", highlight=False, soft_wrap=True)
     if not status.problems:
         console.print(
-            f"[green]healthy[/]   {len(status.nodes)} worker nodes, RabbitMQ {status.broker_version}",
+            f"[green]healthy[/]   {sum(not node.retiring for node in status.nodes)} worker nodes,"
+            f" RabbitMQ {status.broker_version}",
             highlight=False,
             soft_wrap=True,
         )
 
 
-def _table(title: str, *columns: str, right: tuple[str, ...] = ()) -> Table:
+def new_table(title: str, *columns: str, right: tuple[str, ...] = ()) -> Table:
+    """Return a table as all of the kit's are; columns in ``right`` are aligned there."""
     table = Table(
         title=title,
         title_justify="left",
@@ -268,12 +338,12 @@ def _table(title: str, *columns: str, right: tuple[str, ...] = ()) -> Table:
 
 
 def _service_table(status: Status) -> Table:
-    table = _table("Services", "service", "host", "state", "pid", "up", right=("pid", "up"))
+    table = new_table("Services", "service", "host", "state", "pid", "up", right=("pid", "up"))
     for service in status.services:
         table.add_row(
             service.name,
             service.host,
-            _coloured(service.state, good=service.state == "running"),
+            _coloured(service.state, good=service.state in {"running", RETIRING}),
             str(service.pid or ""),
             duration(service.uptime),
         )
@@ -282,7 +352,7 @@ def _service_table(status: Status) -> Table:
 
 def _node_table(status: Status) -> Table:
     numbers = ("slots", "running", "done", "up")
-    table = _table(
+    table = new_table(
         "Worker nodes", "node", "pool", "slots", "queues", "running", "done", "up", "state", right=numbers
     )
     for node in status.nodes:
@@ -294,14 +364,20 @@ def _node_table(status: Status) -> Table:
             str(node.running),
             str(node.done),
             duration(node.uptime),
-            _coloured(node.problem or "ok", good=not node.problem),
+            _coloured(_word_for(node), good=not node.problem),
         )
     return table
 
 
+def _word_for(node: NodeStatus) -> str:
+    if node.retiring:
+        return f"retiring as {node.celery_name}, {node.running} tasks running"
+    return node.problem or "ok"
+
+
 def _queue_table(status: Status) -> Table:
     numbers = ("ready", "unacked", "consumers")
-    table = _table("Queues", "queue", "type", "ready", "unacked", "consumers", right=numbers)
+    table = new_table("Queues", "queue", "type", "ready", "unacked", "consumers", right=numbers)
     for queue in status.queues:
         table.add_row(
             queue.name, queue.type, str(queue.ready), str(queue.unacknowledged), str(queue.consumers)
@@ -325,7 +401,7 @@ def duration(seconds: int) -> str:
 
 def show_preflight(cluster: Cluster, found: dict[str, HostFacts], console: Console) -> None:
     """Print what was found on hosts that are fit for the cluster."""
-    table = _table(
+    table = new_table(
         f"Hosts of cluster {cluster.name}", "host", "groups", "address", "Python", "machine", "to install"
     )
     for name, facts in found.items():
@@ -338,15 +414,43 @@ def show_preflight(cluster: Cluster, found: dict[str, HostFacts], console: Conso
 
 def show_certificates(ends: dict[str, datetime], console: Console) -> None:
     """Print until when each host's certificate is good."""
-    table = _table("Certificates", "host", "good until")
+    table = new_table("Certificates", "host", "good until")
     for name, end in ends.items():
         table.add_row(name, f"{end:%Y-%m-%d}")
     console.print(table)
 
 
+def show_releases(cluster: Cluster, found: Iterable[Known], console: Console) -> None:
+    """Print the releases as a table."""
+    table = new_table(
+        f"Releases of cluster {cluster.name}",
+        "release",
+        "when",
+        "how",
+        "who",
+        "tasks",
+        "runs on",
+        "source",
+        right=("tasks",),
+    )
+    for one in found:
+        entry = one.entry
+        mark = "" if entry.complete else " (unfinished)"
+        table.add_row(
+            f"{entry.id}{' *' if one.current else ''}",
+            entry.when,
+            f"{entry.how}{mark}",
+            entry.who,
+            str(len(entry.tasks)),
+            ", ".join(one.hosts) or ("installed" if one.installed else "gone"),
+            entry.source,
+        )
+    console.print(table)
+
+
 def show_probes(probes: Probes, console: Console) -> None:
     """Print which worker node answered on which queue, and how long its probe took."""
-    table = _table("Probe tasks", "queue", "node", "answer", right=("answer",))
+    table = new_table("Probe tasks", "queue", "node", "answer", right=("answer",))
     for queue, answers in probes.answers.items():
         for node, milliseconds in sorted(answers.items()):
             table.add_row(queue, node, f"{milliseconds:.0f} ms")
@@ -357,10 +461,10 @@ def show_probes(probes: Probes, console: Console) -> None:
 
 def show_deployed(cluster: Cluster, deployed: Deployed, console: Console) -> None:
     """Print what runs now, where to look, and what to type next."""
-    table = _table(
+    table = new_table(
         f"Cluster {cluster.name}", "node", "pool", "slots", "queues", "probes answered in", right=("slots",)
     )
-    for node in deployed.nodes:
+    for node in (node for node in deployed.nodes if not node.retiring):
         answers = (f"{deployed.probes.answers[queue][node.name]:.0f} ms" for queue in node.queues)
         table.add_row(node.name, node.pool, str(node.concurrency), ", ".join(node.queues), ", ".join(answers))
     console.print(table)

@@ -13,6 +13,8 @@ import hmac
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
+from clusterkit.runtime.nodename import SLOT_PATTERN
+
 if TYPE_CHECKING:
     from clusterkit.ops.model import Cluster, QueueSettings
     from clusterkit.ops.secrets import Role, Secrets
@@ -91,7 +93,7 @@ def matrix(cluster: Cluster) -> tuple[Rights, ...]:
 def _worker(cluster: Cluster) -> Rights:
     queues = _either(cluster.queues)
     nodes = _either({node.name: None for node in cluster.worker_nodes})
-    control = rf"{nodes}@{_HOST}\.{_PIDBOX}"
+    control = rf"{nodes}{SLOT_PATTERN}@{_HOST}\.{_PIDBOX}"
     return Rights(
         "worker",
         "worker nodes: take tasks, publish tasks (retries, chords), send events, answer control commands",

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 #: The environment variable that names the vault's password file; Ansible itself goes by it, too.
 VAULT_VARIABLE: Final = "ANSIBLE_VAULT_PASSWORD_FILE"
 
-_ENCRYPTED: Final = b"$ANSIBLE_VAULT;"
+#: What every encrypted file begins with.
+ENCRYPTED: Final = b"$ANSIBLE_VAULT;"
 _READABLE_BY_OTHERS = 0o077
 _FILE_MODE = 0o600
 _DIRECTORY_MODE = 0o700
@@ -60,7 +61,7 @@ class SecretFile:
         vault = self._vault()
         with _locked(self.path.parent):
             stored = self._stored()
-            encrypted = stored is not None and stored.startswith(_ENCRYPTED)
+            encrypted = stored is not None and stored.startswith(ENCRYPTED)
             content = {} if stored is None else self._parsed(self._plain(stored, vault))
             yield OpenedFile(self, content, vault, to_encrypt=bool(vault) and not encrypted)
 
@@ -71,9 +72,8 @@ class SecretFile:
             next_step="restore the file from a backup: the running cluster knows only what was in it",
         )
 
-    def _vault(self) -> _Vault | None:
-        name = self.password_file or os.environ.get(VAULT_VARIABLE)
-        return _Vault(Path(name).expanduser()) if name else None
+    def _vault(self) -> Vault | None:
+        return Vault(self.password_file.expanduser()) if self.password_file else from_environment()
 
     def _stored(self) -> bytes | None:
         try:
@@ -89,8 +89,8 @@ class SecretFile:
         except FileNotFoundError:
             return None
 
-    def _plain(self, stored: bytes, vault: _Vault | None) -> bytes:
-        if not stored.startswith(_ENCRYPTED):
+    def _plain(self, stored: bytes, vault: Vault | None) -> bytes:
+        if not stored.startswith(ENCRYPTED):
             return stored
         if vault is None:
             raise PreflightError(
@@ -118,7 +118,7 @@ class OpenedFile:
 
     file: SecretFile
     content: Mapping[str, Any] = field(repr=False)
-    _vault: _Vault | None
+    _vault: Vault | None
     to_encrypt: bool
     """Whether the file has to be written even if its content stays: it is plain, and may not be."""
 
@@ -132,16 +132,24 @@ class OpenedFile:
 
 
 @dataclass(frozen=True)
-class _Vault:
-    """Ansible's vault with the password of one file. Ansible is imported when it is needed: that is slow."""
+class Vault:
+    """Ansible's vault with one password. Ansible is imported when it is needed: that is slow."""
 
-    password_file: Path
+    password_file: Path | None = None
+    """A text file, or a program that prints the password; without one the password is ``typed``."""
+    typed: str = field(default="", repr=False)
 
     def encrypt(self, plain: bytes) -> bytes:
+        """Return ``plain`` as `ansible-vault` writes it."""
         encrypted: bytes = self._library.encrypt(plain)
         return encrypted
 
     def decrypt(self, encrypted: bytes, path: Path) -> bytes:
+        """Return what is encrypted in the file ``path``.
+
+        Raises:
+            PreflightError: the password is another, or the file is damaged.
+        """
         from ansible.errors import AnsibleError  # noqa: PLC0415
 
         library = self._library
@@ -149,8 +157,9 @@ class _Vault:
             plain: bytes = library.decrypt(encrypted)
         except AnsibleError:
             # Not its words, nor its cause: they hold on to what was to be decrypted.
+            with_what = f"the password in {self.password_file}" if self.password_file else "this password"
             raise PreflightError(
-                f"{path} cannot be decrypted with the password in {self.password_file}",
+                f"{path} cannot be decrypted with {with_what}",
                 next_step=f"set {VAULT_VARIABLE} to the file it was encrypted with; "
                 "a damaged file has to come from a backup",
             ) from None
@@ -160,8 +169,10 @@ class _Vault:
     def _library(self) -> Any:
         from ansible.errors import AnsibleError  # noqa: PLC0415
         from ansible.parsing.dataloader import DataLoader  # noqa: PLC0415
-        from ansible.parsing.vault import VaultLib, get_file_vault_secret  # noqa: PLC0415
+        from ansible.parsing.vault import VaultLib, VaultSecret, get_file_vault_secret  # noqa: PLC0415
 
+        if not self.password_file:
+            return VaultLib([("default", VaultSecret(self.typed.encode()))])
         try:
             secret = get_file_vault_secret(filename=str(self.password_file), loader=DataLoader())
             secret.load()
@@ -172,6 +183,12 @@ class _Vault:
                 next_step=f"{VAULT_VARIABLE} names the file; run it by hand if it is a program",
             ) from None
         return VaultLib([("default", secret)])
+
+
+def from_environment() -> Vault | None:
+    """Return the vault of the file that ``$ANSIBLE_VAULT_PASSWORD_FILE`` names; None when it names none."""
+    name = os.environ.get(VAULT_VARIABLE)
+    return Vault(Path(name).expanduser()) if name else None
 
 
 @contextlib.contextmanager

@@ -2,7 +2,7 @@
 
 Celery 5.7 acknowledges (forgets) a message that cannot be decoded, and a known task name with a body
 that is no task ends the worker's main process, then the next worker's. Here both go to the dead
-letters, with a line in the log that says why.
+letters, with a line in the log that says why, and a note of it for the operator (``rejections``).
 """
 
 from __future__ import annotations
@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import celery.worker.consumer
 from amqp.exceptions import RecoverableConnectionError
+from celery.exceptions import NotRegistered
 from celery.utils.log import get_logger
 
+from clusterkit.runtime import rejections
 from clusterkit.runtime.settings import weakened
 
 if TYPE_CHECKING:
@@ -28,7 +30,7 @@ BODY_PARTS = 3
 
 
 class MalformedTaskError(ValueError):
-    """A message names a task but does not carry one."""
+    """A message names a task and does not carry one, or names none."""
 
 
 class Consumer(celery.worker.consumer.Consumer):
@@ -46,6 +48,7 @@ class Consumer(celery.worker.consumer.Consumer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self._notes = rejections.notes(self.app, self.hostname)
         for name, (has, should) in weakened(self.app).items():
             logger.warning("setting %s is %r; tasks can be lost: the kit sets %r", name, has, should)
 
@@ -84,6 +87,21 @@ class Consumer(celery.worker.consumer.Consumer):
         """Send a message that cannot be decoded to the dead letters; Celery would acknowledge it."""
         self._to_dead_letters(message, exc)
 
+    def on_unknown_message(self, body: Any, message: Message) -> None:
+        """Let Celery reject a message that names no task."""
+        self._notes.write(message, MalformedTaskError("the message names no task"))
+        super().on_unknown_message(body, message)
+
+    def on_unknown_task(self, body: Any, message: Message, exc: Exception) -> None:
+        """Let Celery reject a task that this worker's release does not have."""
+        self._notes.write(message, NotRegistered(*exc.args))
+        super().on_unknown_task(body, message, exc)
+
+    def on_invalid_task(self, body: Any, message: Message, exc: Exception) -> None:
+        """Let Celery reject what it finds no task."""
+        self._notes.write(message, exc)
+        super().on_invalid_task(body, message, exc)
+
     def create_task_handler(self, *args: Any, **kwargs: Any) -> Callable[[Message], Any]:
         """Return what handles each arriving message."""
         handle = super().create_task_handler(*args, **kwargs)
@@ -106,6 +124,7 @@ class Consumer(celery.worker.consumer.Consumer):
         return on_task_received
 
     def _to_dead_letters(self, message: Message, error: Exception) -> None:
+        self._notes.write(message, error)
         logger.critical(
             "message to the dead letters: %s: %s (task %r, id %r, content type %r, routing key %r)",
             type(error).__name__,

@@ -242,8 +242,8 @@ def _pool_of_master(
         sentinel_kwargs={
             **options,
             "ssl": bool(cluster.ca_file),
-            "socket_connect_timeout": _SENTINEL_TIMEOUT,
-            "socket_timeout": _SENTINEL_TIMEOUT,
+            "socket_connect_timeout": min(options["socket_connect_timeout"], _SENTINEL_TIMEOUT),
+            "socket_timeout": min(options["socket_timeout"], _SENTINEL_TIMEOUT),
             "retry": Patience(0),
         },
     )

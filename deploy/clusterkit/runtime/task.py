@@ -10,6 +10,8 @@ import celery
 import celery.worker.request
 from billiard.einfo import ExceptionInfo, ExceptionWithTraceback
 
+from clusterkit.runtime import rejections
+
 #: Seconds. Delayed delivery counts whole seconds and refuses less than one (kombu 5.7: ValueError).
 SHORTEST_DELAY = 1
 
@@ -20,6 +22,8 @@ class TaskMemoryError(RuntimeError):
 
 class Request(celery.worker.request.Request):
     """A task at a worker, which survives what the task does."""
+
+    _failure: BaseException | None = None
 
     def on_failure(
         self,
@@ -32,13 +36,24 @@ class Request(celery.worker.request.Request):
         Celery 5.7 raises it again in the worker's main process and ends the whole worker (celery
         #10462); with late acknowledgement the message then ends the next worker as well.
         """
-        return super().on_failure(_without_memory_error(exc_info), send_failed_event, return_ok)
+        exc_info = _without_memory_error(exc_info)
+        self._failure = _exception(exc_info)
+        return super().on_failure(exc_info, send_failed_event, return_ok)
+
+    def reject(self, requeue: bool = False) -> None:  # noqa: FBT001, FBT002
+        """Give the message back; what goes to the dead letters for its failure leaves a note of it."""
+        if not requeue and not self.acknowledged and self._failure:
+            rejections.notes(self.app, self.hostname).write(self.message, self._failure)
+        super().reject(requeue)
+
+
+def _exception(exc_info: ExceptionInfo) -> BaseException:
+    exception: BaseException = exc_info.exception
+    return exception.exc if isinstance(exception, ExceptionWithTraceback) else exception
 
 
 def _without_memory_error(exc_info: ExceptionInfo) -> ExceptionInfo:
-    exception = exc_info.exception
-    if isinstance(exception, ExceptionWithTraceback):
-        exception = exception.exc
+    exception = _exception(exc_info)
     if not isinstance(exception, MemoryError):
         return exc_info
     try:

@@ -402,6 +402,7 @@ def test_a_list_tells_how_services_are(apply: Call, control: Call, systemd: Syst
     assert control("listed")["services"] == [
         {
             "name": "a",
+            "service": "a",
             "set": "workers",
             "state": "RUNNING",
             "pid": systemd.units["clusterkit-a.service"].pid,
@@ -412,6 +413,7 @@ def test_a_list_tells_how_services_are(apply: Call, control: Call, systemd: Syst
         },
         {
             "name": "b",
+            "service": "b",
             "set": "workers",
             "state": "BACKOFF",
             "pid": systemd.units["clusterkit-b.service"].pid,

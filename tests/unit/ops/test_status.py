@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 from dataclasses import replace
 from pathlib import Path
@@ -53,6 +54,9 @@ class App:
 
     def __init__(self, control: Control) -> None:
         self.control = control
+
+    def connection_for_write(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
 
 
 class FakeBroker:

@@ -8,11 +8,11 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from clusterkit.ops import deployment
 from clusterkit.ops.drills import drill, report
 from clusterkit.ops.drills.faults import Fault
 from clusterkit.ops.drills.outcome import Run
 from clusterkit.ops.errors import PreflightError
+from clusterkit.ops.lock import alone
 from clusterkit.ops.progress import Progress
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def run(cluster: Cluster, name: str, plan: Plan, console: Console) -> tuple[Run,
         _machine(cluster),
         skipped={fault.title: why for fault, why in impossible.items()} if name == ALL else {},
     )
-    with deployment.alone(cluster):
+    with alone(cluster):
         for number, fault in enumerate(faults, 1):
             title = f"drill {number} of {len(faults)} on {cluster.name}: {fault.title}"
             with Progress(title, drill.PHASES, console) as progress:
