@@ -92,8 +92,17 @@ class Hosts:
 
     def _main_process(self, service: str) -> str:
         if self._cluster.tls:
-            return f"systemctl show --property MainPID --value clusterkit-{service}"
-        return f"{self._command('supervisorctl')} pid {service}"
+            return f"systemctl show --property MainPID --value {self._running(service)}"
+        return f"{self._command('supervisorctl')} pid {self._running(service)}"
+
+    def _running(self, service: str) -> str:
+        """Return the shell's words for the service as it runs now: a worker node's may be in any slot."""
+        if self._cluster.tls:
+            units = f"'clusterkit-{service}.service' 'clusterkit-{service}.[b-z].service'"
+            listed = f"systemctl list-units --plain --no-legend --state=running {units}"
+        else:
+            listed = f"{self._command('supervisorctl')} status | grep -E '^{service}([.][b-z])? .*RUNNING'"
+        return f"$({listed} | cut -d' ' -f1 | head -n 1)"
 
     def _command(self, name: str) -> str:
         return quote(str(self._cluster.home / "bin" / name))
@@ -101,7 +110,7 @@ class Hosts:
     def kill(self, service: str) -> str:
         """Return a script that kills all processes of a service."""
         if self._cluster.tls:
-            return f"systemctl kill --kill-whom=all --signal=KILL clusterkit-{service}"
+            return f"systemctl kill --kill-whom=all --signal=KILL {self._running(service)}"
         return f"kill -s KILL -- -$({self._main_process(service)})"  # the supervisor gives each its own group
 
     def kill_children(self, service: str, times: int) -> str:
