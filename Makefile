@@ -7,7 +7,11 @@
 #   CLUSTER   inventory below deploy/clusters/, or the path of one                  [local]
 #   BUNDLE    distribution packages for hosts that reach no registry (cluster-up, broker-upgrade) []
 #   AUTHORITY 1: a new certificate authority, too (cluster-rotate)                         []
-#   HOST      one host, such as h1 (broker-*, lab-ssh; lab-down: remove only this one)     []
+#   HOST      one host, such as h1 (broker-*, cluster-drain, -undrain, lab-ssh; lab-down: only this one) []
+#   REASON    why a host is drained (cluster-drain)                                        []
+#   TIMEOUT   seconds to wait: for running tasks (cluster-drain: as long as they take),
+#             for the gate before each broker (broker-restart, -upgrade, cluster-restart: 120) []
+#   FORCE     1: also when a queue is left without a consumer (cluster-drain)              []
 #   SERVICE   one service, as make cluster-status lists them (cluster-logs, -restart)   [all]
 #   LINES     last lines of each service's log, or of the record (cluster-logs, -audit)  [20]
 #   FOLLOW    1: go on as lines come (cluster-logs)                                        []
@@ -28,6 +32,8 @@
 #   SERIAL    hosts at a time that get it afterwards (cluster-release, -rollback)  [a third]
 #   ALLOW_MISSING  1: task names may go away (cluster-release, -rollback)                  []
 #   RELEASE   release to go back to (cluster-rollback)                      [the one before]
+#   NODE      a worker node, as the inventory names it (cluster-scale)                      []
+#   N         tasks it runs at once on each of its hosts (cluster-scale)                    []
 #   ARGS      its arguments: a JSON list, or an object for keywords (submit)             [[]]
 #   WAIT      0: do not wait for the result (submit)                                      [1]
 #   OPEN      1: open Flower in a browser (flower)                                         []
@@ -65,7 +71,7 @@ rollout = $(if $(CANARY),--canary $(CANARY)) $(if $(SERIAL),--serial $(SERIAL)) 
 .DEFAULT_GOAL := help
 .PHONY: help cluster-preflight cluster-up cluster-status cluster-check cluster-logs cluster-restart \
         dlq-list dlq-show dlq-replay dlq-drop queue-dump queue-load \
-        cluster-release cluster-rollback cluster-releases cluster-rotate cluster-backup cluster-restore cluster-audit cluster-drain cluster-undrain cluster-down cluster-destroy \
+        cluster-release cluster-rollback cluster-releases cluster-scale cluster-rotate cluster-backup cluster-restore cluster-audit cluster-drain cluster-undrain cluster-down cluster-destroy \
         broker-restart broker-upgrade broker-remove broker-replace bundle drill drill-list \
         lab-up lab-status lab-ssh lab-down compose-up compose-status compose-down submit flower \
         test lint format reference requirements
@@ -92,7 +98,7 @@ cluster-logs: .venv/.ready ## the services' last log lines [SERVICE= LINES= FOLL
 	@$(clusterkit) cluster logs --lines $(LINES) $(if $(SERVICE),--service $(SERVICE)) $(if $(filter 1,$(FOLLOW)),--follow)
 
 cluster-restart: .venv/.ready ## restart services one after the other; running tasks finish first [SERVICE=]
-	@$(clusterkit) cluster restart $(SERVICE)
+	@$(clusterkit) cluster restart $(SERVICE) $(if $(TIMEOUT),--timeout $(TIMEOUT))
 
 cluster-release: .venv/.ready ## roll a new release out, a canary host first; running tasks finish [APP_SOURCE= CANARY= SERIAL=]
 	@$(clusterkit) cluster release $(json) $(if $(APP_SOURCE),--source '$(APP_SOURCE)') $(rollout)
@@ -102,6 +108,9 @@ cluster-rollback: .venv/.ready ## go back to the release before, or to a certain
 
 cluster-releases: .venv/.ready ## the releases: when, by whom, how many tasks, where they run
 	@$(clusterkit) cluster releases $(json)
+
+cluster-scale: .venv/.ready ## let a worker node run N tasks at once, while it runs and in the inventory [NODE= N= TIMEOUT=]
+	@$(clusterkit) cluster scale $(NODE) $(N) $(json) $(if $(TIMEOUT),--timeout $(TIMEOUT))
 
 cluster-rotate: .venv/.ready ## new certificates for every host; no connection is cut [AUTHORITY=1]
 	@$(clusterkit) cluster rotate $(if $(filter 1,$(AUTHORITY)),--authority)
@@ -114,6 +123,12 @@ cluster-restore: .venv/.ready ## a blank cluster from a backup; clients keep the
 
 cluster-audit: .venv/.ready ## who changed the cluster, when and with what command [LINES=]
 	@$(clusterkit) cluster audit --lines $(LINES) $(json)
+
+cluster-drain: .venv/.ready ## have a host run no tasks: what runs there ends first [HOST= REASON= TIMEOUT= FORCE=1]
+	@$(clusterkit) cluster drain $(HOST) $(json) $(if $(REASON),--reason '$(REASON)') $(if $(TIMEOUT),--timeout $(TIMEOUT)) $(if $(filter 1,$(FORCE)),--force)
+
+cluster-undrain: .venv/.ready ## have it work again, with what the cluster runs by now [HOST=]
+	@$(clusterkit) cluster undrain $(HOST)
 
 cluster-down: .venv/.ready ## stop the services; messages, results and settings stay
 	@$(clusterkit) cluster down

@@ -123,6 +123,28 @@ def test_what_no_worker_can_run_is_listed_with_the_workers_own_reason(cluster: L
     assert "6 dead letters" in cluster.make("cluster-status").stdout
 
 
+class NoText(str):
+    """A property as another client may send it."""
+
+    __slots__ = ()
+
+    def encode(self, *_: Any) -> bytes:
+        return b"\xff\xfe"
+
+
+def test_a_property_that_is_no_text_ends_no_worker(cluster: LocalCluster, app: Celery) -> None:
+    worker = cluster.pid_of("worker-default")
+    headers = {"task": "tasks.probes.echo", "id": str(uuid.uuid4())}
+    for content_type in ("application/json", NoText("?")):
+        found = {"content_type": content_type, "correlation_id": NoText("?"), "content_encoding": "utf-8"}
+        with messaging.connected(cluster.model) as connection:
+            message = messaging.Message(b"[[],{},{}]", found, headers)
+            messaging.Publisher(connection, cluster.model).publish(message, "default")
+    assert letter(cluster, headers["id"])["worker"]["kind"] == "ContentDisallowed"
+    assert app.send_task("tasks.probes.echo", [1], queue="default").get(timeout=20) == 1
+    assert cluster.pid_of("worker-default") == worker
+
+
 def test_a_delayed_unknown_task_dies_in_its_own_queue_not_in_the_delays(
     cluster: LocalCluster, app: Celery
 ) -> None:

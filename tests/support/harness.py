@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import time
@@ -87,8 +88,16 @@ class LocalCluster:
         return result
 
     def pid_of(self, service: str) -> int:
-        """The process of a service, asked of the supervisor itself: a status of the kit takes seconds."""
-        command = [str(self.home / "bin" / "supervisorctl"), "pid", service]
+        """The process of a service, asked of the supervisor itself: a status of the kit takes seconds.
+
+        Of a worker node, that of the slot that serves.
+        """
+        supervisorctl = str(self.home / "bin" / "supervisorctl")
+        # It ends with 3 when one of the services does not run.
+        listed = subprocess.run([supervisorctl, "status"], capture_output=True, text=True, check=False).stdout
+        found = re.search(rf"^({service}(\.[b-z])?) +(RUNNING|STARTING)", listed, re.MULTILINE)
+        assert found, f"{service} does not run:\n{listed}"
+        command = [supervisorctl, "pid", found[1]]
         return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
     def broker(self) -> Broker:

@@ -15,7 +15,7 @@ import socket
 from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from clusterkit.ops.status import new_table
+from clusterkit.ops.tables import new_table
 from clusterkit.runtime.errors import ClusterkitError, InterruptedByUserError
 
 if TYPE_CHECKING:
@@ -139,6 +139,8 @@ def show(cluster: Cluster, found: list[Entry], console: Console) -> None:
     """Print entries as a table."""
     columns = ("when", "who", "command", "outcome", "took", "changed")
     table = new_table(f"Changes to cluster {cluster.name}", *columns, right=("took",))
+    for name, column in zip(columns, table.columns, strict=True):
+        column.no_wrap, column.overflow = name in {"when", "took"}, "fold"
     for entry in found:
         good = entry.outcome in {"ok", "running"}
         outcome = entry.outcome if entry.code in {0, None} else f"{entry.outcome} ({entry.code})"

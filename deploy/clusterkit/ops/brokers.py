@@ -16,7 +16,7 @@ from clusterkit.ops.deployment import broker_variables
 from clusterkit.ops.errors import PreflightError
 from clusterkit.ops.lock import alone
 from clusterkit.ops.progress import Progress
-from clusterkit.ops.status import new_table
+from clusterkit.ops.tables import new_table
 from clusterkit.runtime.errors import BadInputError
 
 if TYPE_CHECKING:

@@ -120,7 +120,7 @@ def _of_one(offer: Offer) -> list[str]:
     if offer.order == "older":
         older = f"{offer.candidate} is older than {offer.installed}, which is installed"
         return [f"{offer.host}: {older}: RabbitMQ does not support downgrades"]
-    return [f"{offer.host}: {line}" for line in (*_path(offer), *_erlang(offer))]
+    return [f"{offer.host}: {line}" for line in _path(offer) or _erlang(offer)]
 
 
 def _path(offer: Offer) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import webbrowser
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -16,10 +17,12 @@ from clusterkit.ops import (
     broker_cli,
     compose_cli,
     dlq_cli,
+    drain_cli,
     drills_cli,
     lab_cli,
     queue_cli,
     release_cli,
+    scale_cli,
 )
 from clusterkit.ops.cli_options import (
     ROOT,
@@ -65,6 +68,7 @@ broker_commands = typer.Typer(
 )
 app.add_typer(cluster_commands, name="cluster")
 release_cli.register(cluster_commands)
+cluster_commands.command()(scale_cli.scale)
 app.add_typer(broker_commands, name="broker")
 cluster_commands.command()(backup_cli.backup)
 cluster_commands.command()(backup_cli.restore)
@@ -74,6 +78,8 @@ app.add_typer(lab_cli.commands, name="lab")
 app.add_typer(compose_cli.compose_commands, name="compose")
 app.add_typer(drills_cli.commands, name="drill")
 cluster_commands.command()(audit_cli.audit)
+cluster_commands.command()(drain_cli.drain)
+cluster_commands.command()(drain_cli.undrain)
 broker_commands.command("restart")(broker_cli.restart)
 broker_commands.command("upgrade")(broker_cli.upgrade)
 
@@ -177,13 +183,22 @@ def check(
       clusterkit cluster check
       clusterkit cluster check --deadline 120   # behind a backlog
     """
-    from clusterkit.ops import deployment, status
+    from clusterkit.ops import deployment, drained, status
 
-    probes = deployment.check(brought_up(cluster, containers=True), deadline)
+    loaded = brought_up(cluster, containers=True)
+    probes = deployment.check(loaded, deadline)
     if as_json:
-        print_json({"complete": probes.complete, "answers_ms": probes.answers, "missing": probes.missing})
+        print_json(
+            {
+                "complete": probes.complete,
+                "answers_ms": probes.answers,
+                "missing": probes.missing,
+                "drained": [asdict(mark) for mark in drained.marks(loaded)],
+            }
+        )
     else:
         status.show_probes(probes, stdout)
+        status.show_drained(drained.marks(loaded), stdout)
     if not probes.complete:
         raise ClusterUnhealthyError(
             "\n  ".join(["not every worker node answered:", *probes.describe_missing()]),
@@ -218,8 +233,11 @@ def logs(
 def restart(
     services: Annotated[list[str] | None, typer.Argument(help="Services to restart; default: all.")] = None,
     cluster: ClusterName = DEFAULT_CLUSTER,
+    timeout: broker_cli.Timeout = 120,
 ) -> None:
     """Restart services one after the other; running tasks finish first, as long as stop_timeout allows.
+
+    A broker waits for its turn as with broker restart.
 
     \b
     Examples:
@@ -228,7 +246,7 @@ def restart(
     """
     from clusterkit.ops import deployment
 
-    for name in deployment.restart(brought_up(cluster), services or [], stderr):
+    for name in deployment.restart(brought_up(cluster), services or [], stderr, timeout):
         stdout.print(f"restarted {name}", highlight=False)
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from clusterkit.ops import inventory
+from clusterkit.ops import drained, inventory
 from clusterkit.runtime.errors import BadInputError, NoClusterError
 
 if TYPE_CHECKING:
@@ -42,8 +42,8 @@ Yes = Annotated[bool, typer.Option("--yes", "-y", envvar="YES", help="Do not ask
 
 
 def load(name: str, *, containers: bool = False) -> Cluster:
-    """Load a cluster; ``containers`` says whether one of Compose's will do."""
-    cluster = inventory.load(name, ROOT)
+    """Load a cluster without the worker nodes of drained hosts; ``containers``: one of Compose's will do."""
+    cluster = drained.without(inventory.load(name, ROOT))
     if cluster.service_backend == "compose" and not containers:
         raise BadInputError(
             f"cluster {cluster.name!r} is a Compose project",

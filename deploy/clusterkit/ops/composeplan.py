@@ -233,6 +233,7 @@ class _Renderer:
             host,
             worker_nodes=[values | left_open],
             __worker_cores={"stdout": str(self.cores)},
+            __worker_slot="",
         )
         slots = str(node.concurrency_on(self.cores))
         chosen = {POOL_VARIABLE: node.pool, CONCURRENCY_VARIABLE: slots}

@@ -152,7 +152,7 @@ def preflight(cluster: Cluster, console: Console) -> dict[str, HostFacts]:
 
 def _preflight(cluster: Cluster, progress: Progress) -> dict[str, HostFacts]:
     variables = {
-        **_base_variables(cluster),
+        **base_variables(cluster),
         "cluster_ports": needs.ports(cluster),
         "cluster_packages": needs.packages(cluster),
         "cluster_variables_file": cluster.ports_place,
@@ -235,7 +235,7 @@ def down(cluster: Cluster, console: Console) -> None:
         alone(cluster),
         Progress(f"cluster {cluster.name}: down", playbook.phases(cluster, "down"), console) as progress,
     ):
-        playbook.run(cluster, "down", _base_variables(cluster), progress)
+        playbook.run(cluster, "down", base_variables(cluster), progress)
 
 
 def destroy(cluster: Cluster, console: Console) -> None:
@@ -247,16 +247,18 @@ def destroy(cluster: Cluster, console: Console) -> None:
                 f"cluster {cluster.name}: destroy", playbook.phases(cluster, "destroy"), console
             ) as progress,
         ):
-            playbook.run(cluster, "destroy", _base_variables(cluster), progress)
+            playbook.run(cluster, "destroy", base_variables(cluster), progress)
     if not cluster.tls:  # on hosts the playbook has removed it; here it is also where Ansible worked
         shutil.rmtree(cluster.home, ignore_errors=True)
     shutil.rmtree(cluster.state_dir, ignore_errors=True)
 
 
-def restart(cluster: Cluster, services: list[str], console: Console) -> list[str]:
+def restart(
+    cluster: Cluster, services: list[str], console: Console, gate_timeout: int | None = None
+) -> list[str]:
     """Restart ``services`` (all, when the list is empty) one after the other; return their names.
 
-    A broker of several goes through the gate of ``clusterkit.ops.brokers``.
+    A broker goes through the gate of ``clusterkit.ops.brokers``, for which ``gate_timeout`` is.
     """
     cluster = addresses.resolved(cluster)
     with (
@@ -265,20 +267,21 @@ def restart(cluster: Cluster, services: list[str], console: Console) -> list[str
             f"cluster {cluster.name}: restart", playbook.phases(cluster, "restart"), console
         ) as progress,
     ):
-        outcome = playbook.run(
-            cluster, "restart", {**broker_variables(cluster), "cluster_services": services}, progress
-        )
+        variables = {**broker_variables(cluster), "cluster_services": services}
+        if gate_timeout is not None:
+            variables["broker_gate_timeout"] = gate_timeout
+        outcome = playbook.run(cluster, "restart", variables, progress)
     return [name for result in outcome.all() for name in result.get("affected", ())]
 
 
 def restart_services(cluster: Cluster, services: list[str]) -> None:
     """Restart ``services`` one after the other, for a command that has the cluster for itself already."""
-    playbook.run(cluster, "restart", {**_base_variables(cluster), "cluster_services": services})
+    playbook.run(cluster, "restart", {**base_variables(cluster), "cluster_services": services})
 
 
 def ask(cluster: Cluster, name: str, variables: dict[str, Any]) -> playbook.Outcome:
     """Run a playbook that only looks; hosts that cannot be reached are in the outcome's failures."""
-    return playbook.run(cluster, name, {**_base_variables(cluster), **variables}, partial=True)
+    return playbook.run(cluster, name, {**base_variables(cluster), **variables}, partial=True)
 
 
 def services(cluster: Cluster) -> tuple[ServiceStatus, ...]:
@@ -380,7 +383,7 @@ def broker_variables(cluster: Cluster) -> dict[str, Any]:
 
 def _server_variables(cluster: Cluster, keys: Keys, hosts: dict[str, HostFacts]) -> dict[str, Any]:
     return {
-        **_base_variables(cluster),
+        **base_variables(cluster),
         "cluster_secrets": keys.secrets.to_ansible(),
         "cluster_pki": keys.pki.to_ansible() if keys.pki else {"ca": "", "hosts": {}},
         "cluster_definitions": topology.definitions(cluster, keys.secrets),
@@ -396,7 +399,8 @@ def _server_variables(cluster: Cluster, keys: Keys, hosts: dict[str, HostFacts])
     }
 
 
-def _base_variables(cluster: Cluster) -> dict[str, Any]:
+def base_variables(cluster: Cluster) -> dict[str, Any]:
+    """Return the variables that every playbook needs."""
     variables: dict[str, Any] = {
         "cluster": cluster.to_ansible(),
         "service_backend": cluster.service_backend,

@@ -107,7 +107,7 @@ def _row(letter: Letter, *, redact: bool) -> list[Text]:
         str(letter.times),
         arguments if len(arguments) <= _SHORT else arguments[: _SHORT - 3] + "...",
     )
-    return [Text(readable(cell.encode())) for cell in cells]
+    return [Text(readable(cell)) for cell in cells]
 
 
 def _print_list(found: Iterable[tuple[int, Letter]], *, redact: bool) -> None:
@@ -163,7 +163,7 @@ def _show(letter: Letter, *, redact: bool) -> None:
         "body": f"{len(letter.message.body)} bytes: {said['body']}",
     }
     for key, value in lines.items():
-        grid.add_row(Text(key), Text(readable(value.encode())))
+        grid.add_row(Text(key), Text(readable(value)))
     stdout.print(grid)
 
 

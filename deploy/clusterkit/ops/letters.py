@@ -105,7 +105,7 @@ class Letter:
             queue=_text(death.get("queue")),
             reason=_OF_BROKER.get(_text(death.get("reason")), Reason.UNKNOWN),
             died=_moment(death.get("time")),
-            times=int(death.get("count", 1)),
+            times=count if isinstance(count := death.get("count"), int) else 1,
             arguments=_arguments(payload, decoded.body),
             expires=_moment(headers.get("expires", old.get("expires"))),
         )
@@ -162,31 +162,31 @@ class Letter:
 def _payload(body: Any) -> Any:
     try:
         return json.loads(body)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         return None
 
 
-def _arguments(payload: Any, body: Any) -> str:
+def _arguments(payload: Any, body: bytes | str) -> str:
     if isinstance(payload, list) and len(payload) == _BODY_PARTS:
         args, kwargs, _ = payload
         return _call(args, kwargs)
     if isinstance(payload, dict) and "args" in payload:
         return _call(payload["args"], payload.get("kwargs"))
-    return readable(body if isinstance(body, bytes) else str(body).encode())
+    return readable(body)
 
 
 def _call(args: Any, kwargs: Any) -> str:
     parts = [json.dumps(part, ensure_ascii=False) for part in (args, kwargs) if part]
-    return " ".join(parts) or "none"
+    return readable(" ".join(parts)) or "none"
 
 
-def readable(body: bytes) -> str:
-    """Return ``body`` as text; what is none is escaped, as Python writes bytes."""
+def readable(content: bytes | str) -> str:
+    """Return ``content`` as text for a terminal; what is none is escaped, as Python writes it."""
     try:
-        text = body.decode()
+        text = content if isinstance(content, str) else content.decode()
     except UnicodeDecodeError:
-        return repr(body)
-    return text if text.isprintable() else repr(text)
+        return repr(content)
+    return text if text.isprintable() else ascii(text)
 
 
 def _last_death(headers: dict[str, Any]) -> dict[str, Any]:

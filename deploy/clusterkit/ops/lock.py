@@ -35,10 +35,15 @@ def alone(cluster: Cluster) -> Iterator[Entry]:
     """Keep two commands from changing a cluster at the same time; leave a line of this one in its record.
 
     Yields what the record will say, so that the command may add to it; playbooks add the hosts they changed.
+    Within itself it does nothing: a command may be made of others.
 
     Raises:
         PreflightError: another one is at it; the message says who, since when and with what.
     """
+    held = _entry.get()
+    if held:
+        yield held
+        return
     cluster.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     with (cluster.state_dir / _FILE).open("a+", encoding="utf-8") as file:
         try:

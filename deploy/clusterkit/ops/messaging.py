@@ -23,7 +23,7 @@ from celery import Celery
 from kombu.exceptions import OperationalError
 
 from clusterkit.ops import topology
-from clusterkit.runtime import configure
+from clusterkit.runtime import configure, properties
 from clusterkit.runtime.clusterfile import ClusterFile
 from clusterkit.runtime.errors import BadInputError, ClusterUnreachableError, PublishTimeoutError
 from clusterkit.runtime.settings import join
@@ -65,11 +65,11 @@ class Message:
     @classmethod
     def received(cls, message: amqp.Message) -> Self:
         """Make one from what py-amqp delivered."""
-        properties = dict(message.properties)
-        headers = properties.pop("application_headers", None) or {}
+        found = dict(message.properties)
+        headers = found.pop("application_headers", None) or {}
         info = message.delivery_info
         body = message.body.encode() if isinstance(message.body, str) else bytes(message.body or b"")
-        return cls(body, properties, headers, info["exchange"], info["routing_key"], info["delivery_tag"])
+        return cls(body, found, headers, info["exchange"], info["routing_key"], info["delivery_tag"])
 
     def without_deaths(self) -> Message:
         """Return it as it was before RabbitMQ noted where it died."""
@@ -77,8 +77,8 @@ class Message:
 
     def to_publish(self) -> amqp.Message:
         """Return it for py-amqp, without what the broker counts itself or takes only from whom it names."""
-        properties = {key: value for key, value in self.properties.items() if key != "user_id"}
-        return amqp.Message(self.body, application_headers=_without(self.headers, _DELIVERIES), **properties)
+        kept = {key: value for key, value in self.properties.items() if key != "user_id"}
+        return amqp.Message(self.body, application_headers=_without(self.headers, _DELIVERIES), **kept)
 
 
 def _without(headers: dict[str, Any], beginnings: tuple[str, ...]) -> dict[str, Any]:
@@ -93,6 +93,7 @@ def connected(cluster: Cluster) -> Iterator[Connection]:
         NoClusterError: the cluster was never brought up from here.
         ClusterUnreachableError: no broker answers, or the connection broke.
     """
+    properties.tolerate()
     file = ClusterFile.load(cluster.state_dir / "operator.json")
     connection = join(configure(Celery("operator")), file).connection_for_write(
         connect_timeout=_CONNECT_TIMEOUT

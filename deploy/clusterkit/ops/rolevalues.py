@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ansible.parsing.dataloader import DataLoader
 
 #: Where a deployment's plays are.
-_PLAYBOOKS: Final = ("servers.yml", "up.yml")
+_PLAYBOOKS: Final = ("servers.yml", "workers.yml", "frontends.yml")
 #: Keys of a role in a play that are no variables of the role.
 _KEYWORDS: Final = frozenset({"role", "tags", "when"})
 

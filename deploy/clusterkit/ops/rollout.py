@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from clusterkit.ops import addresses, deployment, playbook, releases, status
 from clusterkit.ops.errors import DeployError, ReleaseError
-from clusterkit.ops.lock import alone
+from clusterkit.ops.lock import alone, note
 from clusterkit.ops.progress import Progress
 from clusterkit.runtime.errors import BadInputError
 
@@ -142,6 +142,7 @@ def _roll(cluster: Cluster, console: Console, way: Way, goal: _Goal) -> Rolled:
         old_tasks = record.current.tasks if record.current else releases.tasks_of_clients(cluster)
         before = record.current.id if record.current else ""
         ready = deployment.prepare(cluster, progress, goal.release_id)
+        note(release=ready.built.id)
         sent = playbook.run(cluster, _SEND, {**ready.variables, "cluster_release_sent": True}, progress)
         tasks = deployment.manifest(sent)
         progress.start(_GATE)
@@ -174,6 +175,7 @@ def _batches(
             if not done:
                 record.give_up()
             raise _failed(cluster, ready.built.id, hosts, done, error) from error
+        note(hosts)
         done += hosts
 
 

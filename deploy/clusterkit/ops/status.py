@@ -6,9 +6,8 @@ import re
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from rich.table import Table
-
-from clusterkit.ops import flower, topology
+from clusterkit.ops import drained, flower, topology
+from clusterkit.ops.tables import new_table
 from clusterkit.runtime.clusterfile import DEFAULT_CLUSTER
 from clusterkit.runtime.nodename import logical
 
@@ -18,9 +17,11 @@ if TYPE_CHECKING:
 
     from celery import Celery
     from rich.console import Console
+    from rich.table import Table
 
     from clusterkit.ops.broker import Broker, Node, Queue
     from clusterkit.ops.deployment import Deployed
+    from clusterkit.ops.drained import Mark
     from clusterkit.ops.model import Cluster, WorkerNode
     from clusterkit.ops.needs import HostFacts
     from clusterkit.ops.probing import Probes
@@ -79,6 +80,7 @@ class Status:
     services: tuple[ServiceStatus, ...]
     urls: dict[str, str]
     problems: tuple[str, ...]
+    drained: tuple[Mark, ...] = ()
 
     @property
     def dead_letters(self) -> int:
@@ -110,7 +112,15 @@ def collect(cluster: Cluster, app: Celery, broker: Broker, services: tuple[Servi
     ]
     shown = tuple(queues[name] for name in sorted(queues) if not _CELERYS_OWN.match(name))
     return Status(
-        cluster.name, broker.version(), brokers, found, shown, services, urls(cluster), tuple(problems)
+        cluster.name,
+        broker.version(),
+        brokers,
+        found,
+        shown,
+        services,
+        urls(cluster),
+        tuple(problems),
+        drained.marks(cluster),
     )
 
 
@@ -119,7 +129,8 @@ def unreachable(
 ) -> Status:
     """Return what can be said of a cluster whose broker or result store does not answer."""
     problems = (str(error), *_service_problems(services))
-    return Status(cluster.name, "", (), (), (), services, urls(cluster), problems)
+    marks = drained.marks(cluster)
+    return Status(cluster.name, "", (), (), (), services, urls(cluster), problems, marks)
 
 
 def _broker_problems(cluster: Cluster, brokers: tuple[Node, ...]) -> list[str]:
@@ -311,6 +322,7 @@ def show(status: Status, console: Console) -> None:
             highlight=False,
             soft_wrap=True,
         )
+    show_drained(status.drained, console)
     for problem in status.problems:
         console.print(f"[red]problem[/]   {problem}", highlight=False, soft_wrap=True)
     if not status.problems:
@@ -322,19 +334,10 @@ def show(status: Status, console: Console) -> None:
         )
 
 
-def new_table(title: str, *columns: str, right: tuple[str, ...] = ()) -> Table:
-    """Return a table as all of the kit's are; columns in ``right`` are aligned there."""
-    table = Table(
-        title=title,
-        title_justify="left",
-        title_style="bold",
-        header_style="dim",
-        box=None,
-        padding=(0, 2, 0, 0),
-    )
-    for column in columns:
-        table.add_column(column, justify="right" if column in right else "left")
-    return table
+def show_drained(marks: Iterable[Mark], console: Console) -> None:
+    """Print which hosts run no worker nodes, by whose wish."""
+    for mark in marks:
+        console.print(f"[yellow]drained[/]   {mark}", highlight=False, soft_wrap=True)
 
 
 def _service_table(status: Status) -> Table:

@@ -1,4 +1,4 @@
-"""The worker's consumer: no message ends the worker, and none disappears for being unreadable.
+"""The worker's consumer: no message ends the worker, none disappears for being unreadable or untouched.
 
 Celery 5.7 acknowledges (forgets) a message that cannot be decoded, and a known task name with a body
 that is no task ends the worker's main process, then the next worker's. Here both go to the dead
@@ -11,10 +11,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import celery.worker.consumer
 from amqp.exceptions import RecoverableConnectionError
+from celery import bootsteps
 from celery.exceptions import NotRegistered
 from celery.utils.log import get_logger
 
-from clusterkit.runtime import rejections
+import clusterkit.runtime.giveback  # noqa: F401 - registers the control command
+from clusterkit.runtime import properties, rejections
+from clusterkit.runtime.drain import Drain
 from clusterkit.runtime.settings import weakened
 
 if TYPE_CHECKING:
@@ -48,9 +51,37 @@ class Consumer(celery.worker.consumer.Consumer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        properties.tolerate()
+        self._drain: Drain | None = None
         self._notes = rejections.notes(self.app, self.hostname)
         for name, (has, should) in weakened(self.app).items():
             logger.warning("setting %s is %r; tasks can be lost: the kit sets %r", name, has, should)
+
+    def on_ready(self) -> None:
+        """Note with what prefetch consuming began, for it may change (``clusterkit.runtime.resize``)."""
+        self.task_consumer.first_prefetch = self.initial_prefetch_count
+        super().on_ready()
+
+    def stop(self) -> None:
+        """Stop consuming for good, and see to what is still here."""
+        self._drain = Drain(self)
+        super().stop()
+        self._drain.begin()
+
+    def on_close(self) -> None:
+        """Forget what a lost connection had delivered; a worker that stops forgets nothing.
+
+        Celery's would drop a task that was just written to its process and not begun yet; it would run, and
+        again at another worker.
+        """
+        if not self._drain:
+            super().on_close()
+
+    def shutdown(self) -> None:
+        """Close the connection; all tasks have ended."""
+        if self._drain:
+            self._drain.end()
+        super().shutdown()
 
     def connection_for_read(self, heartbeat: float | None = None) -> Connection:
         """Return the connection that tasks and control commands arrive on."""
@@ -108,6 +139,8 @@ class Consumer(celery.worker.consumer.Consumer):
         connection_trouble = (*self.connection_errors, *self.channel_errors)
 
         def on_task_received(message: Message) -> Any:
+            if self.blueprint.state != bootsteps.RUN:  # it was on its way when consuming was stopped
+                return message.reject_log_error(logger, self.connection_errors, requeue=True)
             try:
                 _check(message)
             except Exception as error:  # noqa: BLE001 - a decoder may raise anything

@@ -19,6 +19,7 @@ import kombu
 from amqp.exceptions import MessageNacked
 
 from clusterkit.runtime.errors import PublishTimeoutError
+from clusterkit.runtime.prefetch import TaskConsumer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -96,7 +97,9 @@ def _why(problem: Exception, seconds: float | None) -> str:
 
 
 class AMQP(celery.app.amqp.AMQP):
-    """Celery's message sender with the kit's producer."""
+    """Celery's message sender with the kit's producer, and its consumer with the kit's."""
+
+    Consumer = TaskConsumer
 
     @property
     def Producer(self) -> Callable[..., Producer]:  # noqa: N802 - Celery's name; beat makes its own with it

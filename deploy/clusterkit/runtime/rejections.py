@@ -35,7 +35,7 @@ KEEP: Final = 7 * 86_400
 #: Characters of a reason that are kept: it may quote a message of any length.
 LONGEST_REASON: Final = 500
 #: Seconds the store may take to answer, once for each server asked.
-_TIMEOUT = 0.5
+_TIMEOUT = 1.0
 #: Seconds without notes after the store did not answer: the main process must not wait at every message.
 _PAUSE = 60.0
 #: Notes a worker node writes in an hour, so that a flood of bad messages does not fill the store.

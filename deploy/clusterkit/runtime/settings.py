@@ -11,7 +11,7 @@ import socket
 import ssl
 from typing import TYPE_CHECKING, Any, Final
 
-from clusterkit.runtime import drill, probe, results, stock
+from clusterkit.runtime import drill, probe, resize, results, stock
 from clusterkit.runtime.clusterfile import CONFIG_VARIABLE, ClusterFile
 from clusterkit.runtime.queues import EXCHANGE, queues
 
@@ -93,13 +93,15 @@ def configure(app: Celery) -> Celery:
     as the app has them.
 
     Raises:
-        NoClusterError, BadInputError: ``$CLUSTERKIT_CONFIG`` names a file that is not there or not right.
+        NoClusterError, BadInputError: ``$CLUSTERKIT_CONFIG`` or ``$CLUSTERKIT_NODE_FILE`` names a file that
+            is not there or not right.
     """
     app.task_cls = "clusterkit.runtime.task:Task"
     app.amqp_cls = "clusterkit.runtime.publish:AMQP"
     app.control_cls = "clusterkit.runtime.control:Control"
     app.conf.update({**NO_LOSS, **OPERATION})
     probe.register(app)
+    resize.attach(app)
     drill.register(app)
     path = os.environ.get(CONFIG_VARIABLE)
     return join(app, ClusterFile.load(path)) if path else app

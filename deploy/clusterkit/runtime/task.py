@@ -25,6 +25,23 @@ class Request(celery.worker.request.Request):
 
     _failure: BaseException | None = None
 
+    def cancel(self, pool: Any, *args: Any, **kwargs: Any) -> None:
+        """End the task's run: its message is lost with its connection, and comes again."""
+        # Celery notes it afterwards; a greenlet reports its end before that.
+        self._already_cancelled: bool = bool(self.time_start)
+        super().cancel(pool, *args, **kwargs)
+
+    def on_success(self, failed__retval__runtime: Any, **kwargs: Any) -> Any:
+        """Handle a task that ended well; one that was cancelled did not.
+
+        A greenlet that Celery 5.7 ends reports success, without a runtime. The worker then took the message
+        for done when it came again, and acknowledged it without running the task: it was lost.
+        """
+        _, _, runtime = failed__retval__runtime
+        if self._already_cancelled and runtime is None:
+            return None
+        return super().on_success(failed__retval__runtime, **kwargs)
+
     def on_failure(
         self,
         exc_info: ExceptionInfo,

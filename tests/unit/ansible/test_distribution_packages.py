@@ -22,6 +22,10 @@ tool=${{0##*/}}
 echo "$tool $*" >> calls
 case "$tool $1" in
     "apt-cache show") grep -qx "$2" known ;;
+    "apt-cache policy") echo "  Candidate: $(cat candidate)" ;;
+    "apt-cache madison") echo "$2 | $(cat candidate) | file:/bundle ./ Packages" ;;
+    "dpkg --compare-versions") [ "$(printf '%s\n%s\n' "$4" "$2" | sort -V | tail -n 1)" = "$2" ] ;;
+    "dpkg-query --show") [ -e "installed-$4" ] && echo "installed $(cat "installed-$4")" ;;
     "apt-get update")
         if [ -e no-network ]; then echo "E: Failed to fetch it"; exit 100; fi
         cp registry known ;;
@@ -29,6 +33,11 @@ case "$tool $1" in
         if [ -x policy-rc.d ]; then ./policy-rc.d; echo "policy $?" >> calls; fi
         if [ -e locked ]; then rm locked; echo "E: Could not get lock /lock"; exit 100; fi
         if [ -e interrupted ]; then echo "E: run 'dpkg --configure -a'"; exit 100; fi
+        case "$*" in *--simulate*)
+            echo "Inst erlang-base [1:25] (1:27 Debian:13/stable [amd64]) []"
+            echo "Inst rabbitmq-server [3.13.7-1] ($(cat candidate) Debian:13/stable [all])"
+            exit ;;
+        esac
         echo "APT_CONFIG=$APT_CONFIG" >> calls
         touch bin/rabbitmq-server bin/redis-server units/rabbitmq-server.service units/epmd.socket ;;
     "dpkg --configure") rm interrupted ;;
@@ -56,6 +65,14 @@ class Host:
         services = ["rabbitmq-server.service", "epmd.socket", "nginx.service"]
         return self.call("distribution_packages", packages=packages, services=services, **more)
 
+    def replace(self, state: str, **more: Any) -> dict[str, Any]:
+        return self.call("distribution_packages", state=state, upgrade="rabbitmq-server", **more)
+
+    def runs(self, installed: str, candidate: str) -> None:
+        (self.here / "installed-rabbitmq-server").write_text(installed)
+        (self.here / "installed-erlang-base").write_text("1:25")
+        (self.here / "candidate").write_text(candidate)
+
     def has(self, *names: str) -> None:
         for name in names:
             (self.here / name).parent.mkdir(exist_ok=True)
@@ -79,7 +96,7 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: Call) -> Host:
     tools = tmp_path / "tools"
     for folder in (tools, tmp_path / "bin", tmp_path / "units", tmp_path / "lists"):
         folder.mkdir()
-    for name in ("apt-get", "apt-cache", "dpkg", "systemctl", "update-rc.d"):
+    for name in ("apt-get", "apt-cache", "dpkg", "dpkg-query", "systemctl", "update-rc.d"):
         (tools / name).write_text(_TOOL.format(here=tmp_path))
         (tools / name).chmod(0o755)
     (tmp_path / "registry").write_text("rabbitmq-server\nredis-server\n")
@@ -207,4 +224,46 @@ def test_a_bundle_for_another_release_is_refused(
     result = host.install(bundle=str(bundle))
     assert "for Debian trixie (amd64), and this host is bookworm (amd64)" in result["msg"]
     assert "make bundle DEBIAN=bookworm" in result["msg"]
+    assert host.called("apt-get") == 0
+
+
+def test_what_an_upgrade_would_bring_is_told_and_nothing_installed(host: Host) -> None:
+    host.runs("3.13.7-1", "4.0.5-6")
+    result = host.replace("inspected")
+    assert (result["changed"], result["order"]) == (False, "newer")
+    assert (result["version"], result["candidate"]) == ("3.13.7-1", "4.0.5-6")
+    assert result["versions"] == {"rabbitmq-server": "3.13.7-1", "erlang-base": "1:25"}
+    assert result["changes"] == {"rabbitmq-server": "4.0.5-6", "erlang-base": "1:27"}
+    assert all("--simulate" in call for call in host.calls if call.startswith("apt-get install"))
+
+
+@pytest.mark.parametrize(("candidate", "order"), [("4.0.5-6", "same"), ("3.9.0-1", "older")])
+def test_where_nothing_newer_is_nothing_is_tried(host: Host, candidate: str, order: str) -> None:
+    host.runs("4.0.5-6", candidate)
+    assert host.replace("inspected")["order"] == order
+    assert host.called("apt-get install") == 0
+
+
+def test_the_version_of_a_bundle_counts_also_when_it_is_older(host: Host, bundle: Path) -> None:
+    host.runs("4.0.5-6", "3.9.0-1")
+    assert host.replace("inspected", bundle=str(bundle))["candidate"] == "3.9.0-1"
+
+
+def test_lists_that_cannot_be_fetched_are_an_error_and_not_nothing_newer(host: Host) -> None:
+    host.runs("4.0.5-6", "4.0.5-6")
+    host.has("no-network")
+    assert "make bundle" in host.replace("inspected")["msg"]
+
+
+def test_exactly_the_version_that_was_looked_at_is_installed_and_not_started(host: Host) -> None:
+    host.runs("3.13.7-1", "4.0.5-6")
+    assert host.replace("upgraded", version="4.0.5-6")["changed"]
+    installs = [call for call in host.calls if call.startswith("apt-get install")]
+    assert [call.split()[-1] for call in installs] == ["rabbitmq-server=4.0.5-6"]
+    assert "policy 101" in host.calls
+
+
+def test_a_version_that_is_there_is_left_alone(host: Host) -> None:
+    host.runs("4.0.5-6", "4.0.5-6")
+    assert not host.replace("upgraded", version="4.0.5-6")["changed"]
     assert host.called("apt-get") == 0

@@ -280,3 +280,86 @@ def test_stopping_everything_twice_changes_nothing_the_second_time(
     first = call("supervisor_control", home=str(home), state="stopped")
     assert (first["affected"], first["supervisord"]) == (["a"], 0)
     assert call("supervisor_control", home=str(home), state="stopped")["changed"] is False
+
+
+STUBBORN = "/bin/sh -c \"trap '' TERM; while :; do sleep 0.05; done\" {slot}"
+
+
+def handed_over(name: str, command: str = "/bin/sleep 1000", **more: Any) -> dict[str, Any]:
+    return service(name, command, handover=True, **more)
+
+
+def promote(call: Call, home: Path, *names: str) -> dict[str, Any]:
+    return call("supervisor_control", home=str(home), state="promoted", services=list(names))
+
+
+def test_what_changed_runs_beside_the_old_one_until_it_is_promoted(
+    supervised: Call, call: Call, home: Path
+) -> None:
+    supervised([handed_over("a")])
+    old = states(call, home)["a"]["pid"]
+    joined = supervised([handed_over("a", "/bin/sleep 2000")])
+    assert joined["joining"] == [{"name": "a.b", "replaces": "a"}]
+    assert {name: s["state"] for name, s in states(call, home).items()} == {"a": "RUNNING", "a.b": "RUNNING"}
+    assert states(call, home)["a"]["pid"] == old
+    assert promote(call, home, "a.b")["affected"] == ["a"]
+    wait_for(lambda: list(states(call, home)) == ["a.b"], "the old one has ended")
+    again = supervised([handed_over("a", "/bin/sleep 2000")])
+    assert (again["removed"], again["joining"], again["started"]) == (["a"], [], [])
+    assert supervised([handed_over("a", "/bin/sleep 2000")])["changed"] is False
+
+
+def test_nobody_waits_for_the_old_one_and_nothing_brings_it_back(
+    supervised: Call, call: Call, home: Path
+) -> None:
+    supervised([handed_over("a", STUBBORN, stop_timeout=1000)])
+    old = states(call, home)["a"]["pid"]
+    supervised([handed_over("a")])
+    promote(call, home, "a.b")
+    assert states(call, home)["a"]["state"] == "RETIRING"
+    assert supervised([handed_over("a")])["changed"] is False
+    assert call("supervisor_control", home=str(home), state="restarted")["affected"] == ["a.b"]
+    assert states(call, home)["a"] == states(call, home)["a"] | {"pid": old, "state": "RETIRING"}
+    assert supervised([handed_over("a", "/bin/sleep 3000")])["joining"] == [
+        {"name": "a.c", "replaces": "a.b"}
+    ]
+    os.kill(old, signal.SIGKILL)
+    wait_for(lambda: "a" not in states(call, home), "the old one has ended")
+
+
+def test_a_new_one_that_does_not_stay_up_is_removed_and_the_old_one_goes_on(
+    supervised: Call, call: Call, home: Path
+) -> None:
+    supervised([handed_over("a"), handed_over("b")])
+    before = states(call, home)
+    failed = supervised(
+        [handed_over("a", "/bin/false", start_seconds=1), handed_over("b", "/bin/sleep 2000")]
+    )
+    assert failed["failed"]
+    assert "a.b does not stay up" in failed["msg"]
+    after = states(call, home)
+    assert {n: s["pid"] for n, s in after.items()} == {n: s["pid"] for n, s in before.items()}
+    assert supervised([handed_over("a"), handed_over("b")])["joining"] == []
+
+
+def test_a_new_one_that_is_discarded_leaves_nothing_behind(supervised: Call, call: Call, home: Path) -> None:
+    supervised([handed_over("a")])
+    pid = states(call, home)["a"]["pid"]
+    supervised([handed_over("a", "/bin/sleep 2000")])
+    assert call("supervisor_control", home=str(home), state="discarded", services=["a.b"])["affected"] == [
+        "a.b"
+    ]
+    assert {name: s["pid"] for name, s in states(call, home).items()} == {"a": pid}
+    assert supervised([handed_over("a")])["changed"] is False
+
+
+def test_a_service_with_slots_that_left_the_set_ends_in_its_own_time(
+    supervised: Call, call: Call, home: Path
+) -> None:
+    supervised([handed_over("a", STUBBORN, stop_timeout=1000), service("b")])
+    left = supervised([service("b")])
+    assert (left["retired"], left["removed"]) == (["a"], [])
+    assert states(call, home)["a"]["state"] == "RETIRING"
+    os.kill(states(call, home)["a"]["pid"], signal.SIGKILL)
+    wait_for(lambda: list(states(call, home)) == ["b"], "it has ended")
+    assert supervised([service("b")])["removed"] == ["a"]

@@ -423,3 +423,52 @@ def test_a_list_tells_how_services_are(apply: Call, control: Call, systemd: Syst
             "log": "journalctl --unit=clusterkit-b.service",
         },
     ]
+
+
+def handed_over(name: str, **more: Any) -> dict[str, Any]:
+    return service(name, handover=True, **more)
+
+
+def test_a_hand_over_enables_the_new_one_before_the_old_one_is_asked_to_end(
+    apply: Call, control: Call, systemd: Systemd
+) -> None:
+    apply([handed_over("a", fingerprint="1")])
+    joined = apply([handed_over("a", fingerprint="2")])
+    assert joined["joining"] == [{"name": "a.b", "replaces": "a"}]
+    old, new = systemd.units["clusterkit-a.service"], systemd.units["clusterkit-a.b.service"]
+    assert (old.active, old.enabled, new.active, new.enabled) == ("active", True, "active", False)
+    assert control("promoted", services=["a.b"])["affected"] == ["a"]
+    assert [words for words in systemd.asked if words[0] in {"enable", "disable", "stop"}] == [
+        ["enable", "clusterkit-a.b.service"],
+        ["disable", "clusterkit-a.service"],
+        ["stop", "clusterkit-a.service"],
+    ]
+    assert apply([handed_over("a", fingerprint="2")])["removed"] == ["a"]
+    assert apply([handed_over("a", fingerprint="2")])["changed"] is False
+    assert systemd.verbs == ["show"]
+
+
+def test_one_that_still_ends_is_no_obstacle(apply: Call, control: Call, systemd: Systemd) -> None:
+    apply([handed_over("a", fingerprint="1")])
+    apply([handed_over("a", fingerprint="2")])
+    control("promoted", services=["a.b"])
+    systemd.units["clusterkit-a.service"].active = "deactivating"
+    assert {s["name"]: s["state"] for s in control("listed")["services"]} == {
+        "a": "RETIRING",
+        "a.b": "RUNNING",
+    }
+    assert apply([handed_over("a", fingerprint="2")])["changed"] is False
+    assert apply([handed_over("a", fingerprint="3")])["joining"] == [{"name": "a.c", "replaces": "a.b"}]
+    assert control("restarted", services=["a"])["affected"] == ["a.b", "a.c"]
+
+
+def test_a_new_one_that_fails_is_removed_and_the_old_one_goes_on(apply: Call, systemd: Systemd) -> None:
+    apply([handed_over("a", fingerprint="1")])
+    pid = systemd.units["clusterkit-a.service"].pid
+    systemd.fails["clusterkit-a.b.service"] = 3
+    failed = apply([handed_over("a", fingerprint="2")])
+    assert "a.b does not stay up" in failed["msg"]
+    assert systemd.units["clusterkit-a.service"].pid == pid
+    assert systemd.units["clusterkit-a.service"].enabled
+    assert [path.name for path in (systemd.place / "units").iterdir()] == ["clusterkit-a.service"]
+    assert apply([handed_over("a", fingerprint="1")])["changed"] is False

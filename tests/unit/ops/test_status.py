@@ -133,6 +133,40 @@ def test_a_queue_that_neither_broker_nor_workers_see_consumed_is_a_problem() -> 
     assert "queue cpu has no consumer" in collect(control, queues=queues).problems
 
 
+class HandedOver(Control):
+    """The node cpu runs in its second slot, and the first still finishes what it has."""
+
+    def _moved(self, answers: dict[str, Any], old: Any) -> dict[str, Any]:
+        return {**answers, "cpu.b@localhost": answers["cpu@localhost"], "cpu@localhost": old}
+
+    def stats(self) -> dict[str, Any]:
+        answers = super().stats()
+        return self._moved(answers, answers["cpu@localhost"])
+
+    def active_queues(self) -> dict[str, Any]:
+        return self._moved(super().active_queues(), [])
+
+    def active(self) -> dict[str, Any]:
+        return self._moved(super().active(), [{"id": "1"}, {"id": "2"}])
+
+
+def test_the_node_is_the_slot_that_consumes_and_one_that_retires_is_no_problem() -> None:
+    services = (status.ServiceStatus("localhost", "worker-cpu", "retiring", 1, 9),)
+    found = collect(HandedOver(), services=services)
+    assert found.problems == ()
+    assert (found.nodes[0].name, found.nodes[0].celery_name) == ("cpu@localhost", "cpu.b@localhost")
+    last = found.nodes[-1]
+    assert (last.name, last.celery_name, last.retiring, last.running) == (
+        "cpu@localhost",
+        "cpu@localhost",
+        True,
+        2,
+    )
+    output = io.StringIO()
+    status.show(found, Console(file=output, width=140))
+    assert "retiring as cpu@localhost, 2 tasks running" in output.getvalue()
+
+
 def test_messages_in_a_queue_the_inventory_no_longer_has_are_a_problem() -> None:
     queues = {
         **QUEUES,

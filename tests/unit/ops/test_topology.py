@@ -146,7 +146,7 @@ def test_a_password_hash_is_what_rabbitmq_computes() -> None:
 
 
 ALLOWED = {
-    ("worker", "configure"): ["celery", "cpu", "celeryev", "celery.pidbox", "cpu@h1.celery.pidbox"],
+    ("worker", "configure"): ["celery", "cpu", "celeryev", "celery.pidbox", "cpu.b@h1.celery.pidbox"],
     ("worker", "write"): [
         "celery",
         "celery_delayed_27",
@@ -169,6 +169,8 @@ FORBIDDEN = {
         "other",
         "celery_delayed_28",
         "other@h1.celery.pidbox",
+        "cpu.bc@h1.celery.pidbox",
+        "other.b@h1.celery.pidbox",
     ],
     ("worker", "write"): ["celery.dead", "celery.pidbox", "amq.default", "amq.topic"],
     ("worker", "read"): ["celery.dead", "celeryev", "xcpu", "cpux", "evil@h1.celery.pidbox"],

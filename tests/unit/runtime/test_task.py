@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import celery
 import pytest
 from billiard.einfo import ExceptionInfo
 from celery import Celery
+from celery.worker.state import successful_requests
 
 from clusterkit.runtime import configure
-from clusterkit.runtime.task import TaskMemoryError, _without_memory_error
+from clusterkit.runtime.task import Request, TaskMemoryError, _without_memory_error
 
 
 def exc_info(error: Exception) -> ExceptionInfo:
@@ -68,3 +70,36 @@ def test_an_eta_within_the_second_becomes_one_second(sent: list[dict[str, Any]])
     far = datetime.now(UTC) + timedelta(minutes=1)
     own.apply_async(eta=far)
     assert sent[1]["eta"] == far
+
+
+class Greenlets:
+    """A pool whose greenlets report their end as they are ended, as gevent's and eventlet's do."""
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
+
+    def terminate_job(self, pid: int, signal: int) -> None:
+        self.request.on_success((False, None, None))
+
+
+def test_a_greenlet_that_was_ended_has_not_succeeded(monkeypatch: pytest.MonkeyPatch) -> None:
+    app = configure(Celery("unit", set_as_current=False))
+
+    @app.task
+    def own() -> None:
+        """Do nothing."""
+
+    message = SimpleNamespace(
+        headers={"id": "1", "task": own.name},
+        body=([], {}, {}),
+        delivery_info={},
+        properties={},
+        acknowledged=False,
+    )
+    acknowledged = []
+    request = Request(message, app=app, task=own, decoded=True, on_ack=acknowledged.append)
+    monkeypatch.setattr(request, "_announce_cancelled", lambda **_: None)
+    request.worker_pid, request.time_start = 1, 1.0
+    request.cancel(Greenlets(request))
+    assert acknowledged == []
+    assert request.id not in successful_requests

@@ -90,19 +90,22 @@ class Hosts:
     def _pid_file(self) -> str:
         return quote(str(self._cluster.home / "fault.pid"))
 
+    def _serving(self, service: str) -> str:
+        """Return what a shell turns into the slot of a service that serves: worker-cpu.b for worker-cpu."""
+        if self._cluster.tls:
+            units = f"clusterkit-{service}.service 'clusterkit-{service}.?.service'"
+            found = (
+                f"systemctl list-units --plain --no-legend --state=active {units} | cut -d ' ' -f 1 | head -1"
+            )
+            return f'"$({found} | grep . || echo clusterkit-{service}.service)"'
+        pattern = f"^{service}(\\.[a-z])? +RUNNING"
+        found = f"{self._command('supervisorctl')} status | grep -E '{pattern}' | cut -d ' ' -f 1 | head -1"
+        return f'"$({found} | grep . || echo {service})"'
+
     def _main_process(self, service: str) -> str:
         if self._cluster.tls:
-            return f"systemctl show --property MainPID --value {self._running(service)}"
-        return f"{self._command('supervisorctl')} pid {self._running(service)}"
-
-    def _running(self, service: str) -> str:
-        """Return the shell's words for the service as it runs now: a worker node's may be in any slot."""
-        if self._cluster.tls:
-            units = f"'clusterkit-{service}.service' 'clusterkit-{service}.[b-z].service'"
-            listed = f"systemctl list-units --plain --no-legend --state=running {units}"
-        else:
-            listed = f"{self._command('supervisorctl')} status | grep -E '^{service}([.][b-z])? .*RUNNING'"
-        return f"$({listed} | cut -d' ' -f1 | head -n 1)"
+            return f"systemctl show --property MainPID --value {self._serving(service)}"
+        return f"{self._command('supervisorctl')} pid {self._serving(service)}"
 
     def _command(self, name: str) -> str:
         return quote(str(self._cluster.home / "bin" / name))
@@ -110,7 +113,7 @@ class Hosts:
     def kill(self, service: str) -> str:
         """Return a script that kills all processes of a service."""
         if self._cluster.tls:
-            return f"systemctl kill --kill-whom=all --signal=KILL {self._running(service)}"
+            return f"systemctl kill --kill-whom=all --signal=KILL {self._serving(service)}"
         return f"kill -s KILL -- -$({self._main_process(service)})"  # the supervisor gives each its own group
 
     def kill_children(self, service: str, times: int) -> str:
@@ -128,8 +131,8 @@ done"""
     def restart(self, service: str) -> str:
         """Return a script that restarts a service, gracefully."""
         if self._cluster.tls:
-            return f"systemctl restart clusterkit-{service}"
-        return f"{self._command('supervisorctl')} restart {service}"
+            return f"systemctl restart {self._serving(service)}"
+        return f"{self._command('supervisorctl')} restart {self._serving(service)}"
 
     def cut_off(self, addresses: list[str]) -> str:
         """Return a script that drops whatever comes from or goes to ``addresses``, without a word."""

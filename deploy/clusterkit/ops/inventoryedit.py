@@ -1,0 +1,87 @@
+"""Changes one value of an inventory in place: comments, order and style of the file stay as they are."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap
+
+from clusterkit.ops import inventory
+from clusterkit.ops.errors import InventoryError
+from clusterkit.runtime.errors import ClusterkitError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from clusterkit.ops.model import Cluster
+
+_KEY = "concurrency"
+
+
+def set_concurrency(cluster: Cluster, node: str, concurrency: int) -> Cluster:
+    """Write how many tasks the worker node ``node`` runs at once, and return the cluster as it is then.
+
+    Raises:
+        InventoryError: the place could not be found, or what came of it is not right; the file is as it was.
+    """
+    for file in reversed(_files(cluster)):  # the last file that has a key is the one that counts
+        text = file.read_text(encoding="utf-8")
+        entry = _entry(text, node)
+        if entry is None:
+            continue
+        file.write_text(_changed(text, entry, concurrency), encoding="utf-8")
+        try:
+            return _reloaded(cluster, node, concurrency)
+        except ClusterkitError as error:
+            file.write_text(text, encoding="utf-8")
+            raise InventoryError(
+                f"{file}: {_KEY} of worker node {node!r} cannot be changed by this command: {error}",
+                next_step=f"write {_KEY}: {concurrency} there yourself, then make cluster-up",
+            ) from error
+    raise InventoryError(
+        f"{cluster.directory}: worker node {node!r} is not found below group_vars",
+        next_step=f"write {_KEY}: {concurrency} yourself, then make cluster-up",
+    )
+
+
+def _files(cluster: Cluster) -> list[Path]:
+    folder = cluster.directory / "group_vars"
+    found = [path for path in (folder / "all", *folder.glob("all.*")) if path.exists()]
+    return sorted(file for path in found for file in (path.iterdir() if path.is_dir() else [path]))
+
+
+def _entry(text: str, node: str) -> CommentedMap | None:
+    """Return the node's entry in ``worker_nodes``, which knows where in ``text`` it stands."""
+    document: Any = YAML(typ="rt").load(text)
+    nodes = document.get("worker_nodes") if isinstance(document, CommentedMap) else None
+    entries: Iterator[Any] = (entry for entry in nodes or () if isinstance(entry, CommentedMap))
+    return next((entry for entry in entries if entry.get("name") == node), None)
+
+
+def _changed(text: str, entry: CommentedMap, concurrency: int) -> str:
+    lines = text.splitlines(keepends=True)
+    places = entry.lc.data
+    if _KEY in places:
+        _, _, row, column = places[_KEY]
+        line = lines[row]
+        length = len(str(entry[_KEY]))
+        lines[row] = f"{line[:column]}{concurrency}{line[column + length :]}"
+        return "".join(lines)
+    _, key_column, row, column = places["name"]
+    line = lines[row]
+    if entry.fa.flow_style():
+        end = column + len(str(entry["name"]))
+        lines[row] = f"{line[:end]}, {_KEY}: {concurrency}{line[end:]}"
+    else:
+        lines.insert(row + 1, f"{' ' * key_column}{_KEY}: {concurrency}\n")
+    return "".join(lines)
+
+
+def _reloaded(cluster: Cluster, node: str, concurrency: int) -> Cluster:
+    changed = inventory.load(cluster.directory, cluster.root)
+    has = next(one.concurrency for one in changed.worker_nodes if one.name == node)
+    if has != concurrency:
+        raise InventoryError(f"it is {has} afterwards, not {concurrency}")
+    return changed

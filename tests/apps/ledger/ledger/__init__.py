@@ -1,0 +1,1 @@
+"""Numbered tasks that note down when they run."""

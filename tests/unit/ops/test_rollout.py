@@ -1,0 +1,119 @@
+"""The order in which hosts change, what is gone back to, and what stays whatever the inventory says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from clusterkit.ops import inventory, releases
+from clusterkit.ops.broker import Queue
+from clusterkit.ops.model import Cluster
+from clusterkit.ops.releases import Entry, Record
+from clusterkit.ops.rollout import batches, waiting
+from clusterkit.runtime.errors import BadInputError
+
+ROOT = Path(__file__).resolve().parents[3]
+CLUSTER = inventory.load("local", ROOT)
+FIVE = ("h1", "h2", "h3", "h4", "h5")
+
+
+@pytest.mark.parametrize(
+    ("workers", "canary", "serial", "order"),
+    [
+        (("h1",), "", 0, (("h1",),)),
+        (FIVE[:3], "", 0, (("h1",), ("h2",), ("h3",))),
+        (FIVE[:3], "h2", 0, (("h2",), ("h1",), ("h3",))),
+        (FIVE, "", 2, (("h1",), ("h2", "h3"), ("h4", "h5"))),
+        (FIVE, "h5", 9, (("h5",), ("h1", "h2", "h3", "h4"))),
+    ],
+)
+def test_a_canary_comes_first_and_then_a_share_at_a_time(
+    workers: tuple[str, ...], canary: str, serial: int, order: tuple[tuple[str, ...], ...]
+) -> None:
+    assert batches(workers, canary, serial) == order
+
+
+def test_a_canary_that_is_no_worker_is_refused_with_those_that_are() -> None:
+    with pytest.raises(BadInputError, match="CANARY=h9 is no worker"):
+        batches(FIVE, "h9", 0)
+
+
+def test_messages_for_a_task_are_those_of_its_queue_and_the_delayed_ones() -> None:
+    queues = {
+        name: Queue(name, "quorum", ready, unacknowledged, 1)
+        for name, ready, unacknowledged in (("cpu", 3, 2), ("io", 7, 0), ("celery_delayed_4", 1, 0))
+    }
+    assert waiting(queues, "cpu") == 6
+
+
+def entry(
+    release_id: str, how: releases.How = "release", source: str = ".", *, pinned: bool = False
+) -> Entry:
+    return releases.new_entry(release_id, how, source, {"tasks.a": None}, pinned=pinned)
+
+
+@pytest.fixture
+def record(tmp_path: Path) -> Record:
+    return Record(tmp_path / "releases.json", [])
+
+
+def roll(record: Record, one: Entry) -> None:
+    record.begin(one)
+    record.complete()
+
+
+def test_a_rollback_goes_to_the_release_before(record: Record) -> None:
+    roll(record, entry("one"))
+    assert record.before() is None
+    roll(record, entry("two"))
+    before = record.before()
+    assert before
+    assert before.id == "one"
+
+
+def test_a_release_that_got_stuck_is_gone_back_from_to_what_most_hosts_run(record: Record) -> None:
+    roll(record, entry("one"))
+    roll(record, entry("two"))
+    record.begin(entry("three"))
+    assert record.unfinished
+    assert record.current
+    before = record.before()
+    assert before
+    assert (record.current.id, before.id) == ("two", "two")
+
+
+def test_one_that_failed_on_its_canary_is_forgotten(record: Record) -> None:
+    roll(record, entry("one"))
+    record.begin(entry("two"))
+    record.give_up()
+    assert [one.id for one in record.entries] == ["one"]
+
+
+def test_an_up_that_deploys_the_same_again_is_no_new_entry(record: Record) -> None:
+    record.deployed("one", "up", ".", {})
+    record.deployed("one", "up", ".", {})
+    record.deployed("two", "up", ".", {})
+    assert [one.id for one in record.entries] == ["one", "two"]
+
+
+def test_what_was_gone_back_to_stays_until_a_release_says_otherwise(record: Record) -> None:
+    roll(record, entry("one", "rollback", CLUSTER.app_source, pinned=True))
+    assert record.pinned(CLUSTER)
+    roll(record, entry("two", source=CLUSTER.app_source))
+    assert record.pinned(CLUSTER) is None
+
+
+def test_another_source_stays_until_the_inventory_names_it(record: Record) -> None:
+    roll(record, entry("one", source="dist/app.whl", pinned=True))
+    kept = record.pinned(CLUSTER)
+    assert kept
+    assert "dist/app.whl" in kept.why_pinned()
+    assert record.pinned(CLUSTER.model_copy(update={"app_source": "dist/app.whl"})) is None
+
+
+def test_the_record_is_read_back(tmp_path: Path) -> None:
+    cluster: Cluster = CLUSTER.model_copy(update={"root": tmp_path})
+    cluster.state_dir.mkdir(parents=True)
+    roll(Record.load(cluster), entry("one"))
+    assert [one.id for one in Record.load(cluster).entries] == ["one"]
