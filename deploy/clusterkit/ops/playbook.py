@@ -128,11 +128,11 @@ def run(
         )
     finally:
         Path(secrets).unlink()
+        lock.note(outcome.changed_hosts())
         # ansible-runner puts its own in their place for good: Ctrl-C would do nothing any more.
         if threading.current_thread() is threading.main_thread():
             for number, handler in handlers.items():
                 signal.signal(number, handler)
-        lock.note(outcome.changed_hosts())
     if runner.status == "canceled":  # Ctrl-C, which ansible-runner takes and ends the playbook for
         raise InterruptedByUserError(
             f"interrupted in the middle of {playbook}", next_step="running it again goes on where it stopped"

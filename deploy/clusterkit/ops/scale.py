@@ -11,6 +11,7 @@ from clusterkit.ops.deployment import base_variables, operator_app
 from clusterkit.ops.lock import alone
 from clusterkit.ops.progress import Progress
 from clusterkit.ops.suggest import did_you_mean
+from clusterkit.ops.tables import new_table
 from clusterkit.runtime.errors import BadInputError
 
 if TYPE_CHECKING:
@@ -123,7 +124,7 @@ def _describe(node: Sized) -> str:
 def show(cluster: Cluster, scaled: Scaled, console: Console) -> None:
     """Print the nodes as a table."""
     numbers = ("before", "after", "processes", "running")
-    table = status.new_table(f"Cluster {cluster.name}", "node", *numbers, "state", right=numbers)
+    table = new_table(f"Cluster {cluster.name}", "node", *numbers, "state", right=numbers)
     for node in scaled.nodes:
         state = "[green]ok[/]" if node.done else "[yellow]waits for its tasks[/]"
         if not node.after:

@@ -11,6 +11,7 @@ import functools
 import hashlib
 import json
 import time
+from collections import deque
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -36,8 +37,10 @@ KEEP: Final = 7 * 86_400
 LONGEST_REASON: Final = 500
 #: Seconds the store may take to answer, once for each server asked.
 _TIMEOUT = 1.0
-#: Seconds without notes after the store did not answer: the main process must not wait at every message.
-_PAUSE = 60.0
+#: Seconds in which the store is not asked after it did not answer, at first and at most: the main process
+#: must not wait at every message. Notes of that time are written with the next one, the newest hundred.
+_FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 60.0
+_MOST_WAITING = 100
 #: Notes a worker node writes in an hour, so that a flood of bad messages does not fill the store.
 MOST_PER_HOUR: Final = 1_000
 _HOUR = 3_600.0
@@ -81,6 +84,8 @@ class Notes:
         self._node = node
         self._cluster = app.conf.get("clusterkit_cluster_file")
         self._store: redis.Redis | None = None
+        self._waiting: deque[tuple[str, str]] = deque(maxlen=_MOST_WAITING)
+        self._pause = _FIRST_PAUSE
         self._silent_until = 0.0
         self._hour = time.monotonic()
         self._written = 0
@@ -88,19 +93,30 @@ class Notes:
     def write(self, message: Message, error: BaseException) -> None:
         """Note that ``message`` is rejected because of ``error``; the note may be missing afterwards."""
         now = time.monotonic()
-        if self._cluster is None or now < self._silent_until or not self._may_write(now):
+        if self._cluster is None or not self._may_write(now):
             return
         try:
             rejection = Rejection(type(error).__name__, str(error)[:LONGEST_REASON], self._node)
-            self._connected().set(PREFIX + fingerprint(message), json.dumps(asdict(rejection)), ex=KEEP)
+            self._waiting.append((PREFIX + fingerprint(message), json.dumps(asdict(rejection))))
+            if now >= self._silent_until:
+                self._send()
+                self._pause = _FIRST_PAUSE
         except Exception as trouble:  # noqa: BLE001 - a note is worth no trouble at all
-            # From the end of the try: a store that is silent for long must not be asked again at once.
-            self._silent_until = time.monotonic() + _PAUSE
             logger.warning(
                 "why a message was rejected cannot be noted for `dlq list`; next try in %d s: %s",
-                _PAUSE,
+                self._pause,
                 trouble,
             )
+            # From the end of the try: a store that is silent for long must not be asked again at once.
+            self._silent_until = time.monotonic() + self._pause
+            self._pause = min(2 * self._pause, _LONGEST_PAUSE)
+
+    def _send(self) -> None:
+        with self._connected().pipeline(transaction=False) as commands:
+            for key, note in self._waiting:
+                commands.set(key, note, ex=KEEP)
+            commands.execute()
+        self._waiting.clear()
 
     def _may_write(self, now: float) -> bool:
         if now - self._hour >= _HOUR:

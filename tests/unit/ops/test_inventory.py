@@ -296,7 +296,7 @@ MISTAKES = {
         (
             "7: zzz: unknown key. Keys: celery_app, app_source, service_backend, home, bind_address,"
             " port_base, ports, default_queue, queues, worker_nodes, stop_timeout, result_expires, log_level,"
-            " client_networks, firewall"
+            " client_networks, firewall, drills, celery_settings"
         ),
     ),
     "a misspelt key of a queue": (

@@ -55,7 +55,7 @@ class App:
     def __init__(self, control: Control) -> None:
         self.control = control
 
-    def connection_for_write(self) -> contextlib.AbstractContextManager[None]:
+    def connection_for_write(self) -> contextlib.nullcontext[None]:
         return contextlib.nullcontext()
 
 

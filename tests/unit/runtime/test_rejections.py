@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from typing import Any
 
@@ -38,6 +39,22 @@ def notes(result_url: str) -> Notes:
     return Notes(app, "cpu@h1")
 
 
+class Store:
+    """A result store that takes notes, as redis-py's pipeline does."""
+
+    def __init__(self) -> None:
+        self.written: list[str] = []
+
+    def pipeline(self, **_: Any) -> contextlib.AbstractContextManager[Store]:
+        return contextlib.nullcontext(self)
+
+    def set(self, key: str, *_: Any, **__: Any) -> None:
+        self.written.append(key)
+
+    def execute(self) -> None:
+        pass
+
+
 def test_a_message_is_known_again_among_the_dead_letters() -> None:
     assert fingerprint(message("{ä")) == fingerprint(message("{ä".encode(), **{"x-death": [{}]}))
     assert fingerprint(message()) != fingerprint(message(id="2"))
@@ -60,15 +77,21 @@ def test_an_app_that_is_on_no_cluster_writes_none() -> None:
 
 
 def test_a_flood_of_bad_messages_does_not_fill_the_store(monkeypatch: pytest.MonkeyPatch) -> None:
-    written: list[str] = []
-
-    class Store:
-        def set(self, key: str, *_: Any, **__: Any) -> None:
-            written.append(key)
-
-    store = notes("redis://127.0.0.1:1/0")
-    monkeypatch.setattr(store, "_connected", Store)
+    store, server = notes("redis://127.0.0.1:1/0"), Store()
+    monkeypatch.setattr(store, "_connected", lambda: server)
     for number in range(rejections.MOST_PER_HOUR + 100):
         store.write(message(id=str(number)), ValueError("no"))
-    assert len(written) == rejections.MOST_PER_HOUR
-    assert all(key.startswith(rejections.PREFIX) for key in written)
+    assert len(server.written) == rejections.MOST_PER_HOUR
+    assert all(key.startswith(rejections.PREFIX) for key in server.written)
+
+
+def test_notes_of_while_the_store_was_away_are_written_with_the_next(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    store, server = notes("redis://127.0.0.1:1/0"), Store()
+    store.write(message(id="1"), ValueError("no"))
+    store.write(message(id="2"), ValueError("no"))
+    monkeypatch.setattr(store, "_connected", lambda: server)
+    monkeypatch.setattr(store, "_silent_until", 0.0)
+    store.write(message(id="3"), ValueError("no"))
+    assert len(server.written) == 3

@@ -96,7 +96,7 @@ def test_a_greenlet_that_was_ended_has_not_succeeded(monkeypatch: pytest.MonkeyP
         properties={},
         acknowledged=False,
     )
-    acknowledged = []
+    acknowledged: list[object] = []
     request = Request(message, app=app, task=own, decoded=True, on_ack=acknowledged.append)
     monkeypatch.setattr(request, "_announce_cancelled", lambda **_: None)
     request.worker_pid, request.time_start = 1, 1.0
