@@ -31,16 +31,17 @@ options:
     description:
       - V(present) installs what is missing of O(packages).
       - V(inspected) tells what V(upgraded) would do with O(upgrade); only the lists of packages are fetched.
-      - V(upgraded) installs O(version) of O(upgrade), and what that needs.
+      - V(fetched) brings O(version) of O(upgrade), and what that needs, and installs nothing.
+      - V(upgraded) installs them.
     type: str
-    choices: [present, inspected, upgraded]
+    choices: [present, inspected, fetched, upgraded]
     default: present
   upgrade:
-    description: Package that V(inspected) and V(upgraded) are about; it has to be installed.
+    description: Package that the other states are about; it has to be installed.
     type: str
     default: ""
   version:
-    description: Version of it that V(upgraded) installs.
+    description: Version of it that V(fetched) and V(upgraded) are about.
     type: str
     default: ""
   packages:
@@ -447,9 +448,12 @@ def replace(module: AnsibleModule) -> dict[str, Any]:
     apt = Apt(options["bundle"], options["lock_timeout"])
     if options["state"] == "inspected":
         return {"changed": False, **inspect(apt, name, options["bundle"])}
+    if options["state"] == "fetched":
+        if options["bundle"]:
+            apt.update()
+        apt.run([*_INSTALL, "--download-only", f"{name}={options['version']}"])
+        return {"changed": False, "version": apt.installed(name)}
     before = there(options["services"])
-    if options["bundle"]:
-        apt.update()
     changed = not module.check_mode and upgrade(apt, name, options["version"])
     disable(apt, sorted(there(options["services"]) - before))
     return {"changed": changed, "version": apt.installed(name)}
@@ -465,7 +469,7 @@ def main() -> None:
         argument_spec={
             "state": {
                 "type": "str",
-                "choices": ["present", "inspected", "upgraded"],
+                "choices": ["present", "inspected", "fetched", "upgraded"],
                 "default": "present",
             },
             "upgrade": {"type": "str", "default": ""},

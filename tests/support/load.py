@@ -55,11 +55,12 @@ class Load:
         self._long = long
         self._app: Celery = client.connect(path=cluster.model.state_dir / "client.json")
         self._stop = threading.Event()
+        self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._send_on)
 
     def __enter__(self) -> Self:
         for seconds in self._long:
-            self._send(seconds)
+            self.send(seconds)
         self._thread.start()
         return self
 
@@ -71,13 +72,15 @@ class Load:
 
     def _send_on(self) -> None:
         while not self._stop.wait(1 / self._rate):
-            self._send(0.01)
+            self.send(0.01)
 
-    def _send(self, seconds: float) -> None:
-        self._app.send_task(
-            "ledger.app.work", [self.run, self.sent, seconds], queue=self._queue, ignore_result=True
-        )
-        self.sent += 1
+    def send(self, seconds: float) -> None:
+        """Send one task of so many ``seconds``."""
+        with self._lock:  # a number is one task's
+            self._app.send_task(
+                "ledger.app.work", [self.run, self.sent, seconds], queue=self._queue, ignore_result=True
+            )
+            self.sent += 1
 
     def executions(self) -> list[Execution]:
         """Every note that an execution left, in the order in which they came."""

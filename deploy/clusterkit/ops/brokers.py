@@ -17,7 +17,7 @@ from clusterkit.ops.errors import PreflightError
 from clusterkit.ops.lock import alone
 from clusterkit.ops.progress import Progress
 from clusterkit.ops.tables import new_table
-from clusterkit.runtime.errors import BadInputError
+from clusterkit.runtime.errors import BadInputError, InterruptedByUserError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -67,8 +67,8 @@ def restart(cluster: Cluster, host: str, console: Console, *, gate_timeout: int 
     hosts = _chosen(cluster, host)
     with alone(cluster), _progress(cluster, "restart brokers", [_RESTART], console) as progress:
         _warn_of_one(cluster, "restarted", console)
-        variables = _variables(cluster, hosts, gate_timeout)
-        return _done(hosts, playbook.run(cluster, _RESTART, variables, progress), progress.seconds)
+        outcome = _run(cluster, _variables(cluster, hosts, gate_timeout), progress)
+        return _done(hosts, outcome, progress.seconds)
 
 
 def upgrade(
@@ -101,7 +101,7 @@ def upgrade(
         _warn_of_one(cluster, "upgraded", console)
         variables["broker_hosts"] = list(waiting)
         variables["broker_version"] = next(iter(waiting.values())).candidate
-        done = _done(tuple(waiting), playbook.run(cluster, _RESTART, variables, progress), progress.seconds)
+        done = _done(tuple(waiting), _run(cluster, variables, progress), progress.seconds)
         packages = tuple(
             Turn(turn.host, waiting[turn.host].installed, waiting[turn.host].candidate, turn.seconds)
             for turn in done.turns
@@ -143,6 +143,17 @@ def _variables(cluster: Cluster, hosts: tuple[str, ...], gate_timeout: int) -> d
         "broker_bundle": "",
         "broker_gate_timeout": gate_timeout,
     }
+
+
+def _run(cluster: Cluster, variables: dict[str, Any], progress: Progress) -> playbook.Outcome:
+    try:
+        return playbook.run(cluster, _RESTART, variables, progress)
+    except InterruptedByUserError as error:
+        raise InterruptedByUserError(
+            str(error),
+            next_step=f"make cluster-up CLUSTER={cluster.name} starts a node that was stopped just then;"
+            " after that run it again, for the nodes that are left",
+        ) from error
 
 
 def _offers(outcome: playbook.Outcome) -> list[Offer]:

@@ -30,6 +30,8 @@ _CONSUMING, _RUNNING = "Stop consuming", "Running tasks"
 _ANSWER, _LOOK = 2.0, 10.0
 #: Seconds between two looks at what still runs, and between two lines about it.
 _POLL, _REPORT = 0.5, 10.0
+#: Seconds that worker nodes without a task get to end, whatever running tasks get.
+_ENDING: Final = 30.0
 _WORKER: Final = "worker-"
 
 
@@ -69,7 +71,7 @@ class Drained:
     stays: tuple[str, ...]
     """Services that run on there."""
     broker: bool
-    """Whether it is a broker."""
+    """Whether it is one of several brokers."""
     seconds: float
 
     def to_json(self) -> dict[str, Any]:
@@ -170,15 +172,16 @@ def drain(cluster: Cluster, host: str, wish: Wish, console: Console) -> Drained:
             services = _services(cluster, host)
             nodes.include(services)
             _wait(cluster, host, nodes, progress, wish.timeout)
+            variables = {**deployment.base_variables(cluster), "drained_host": host}
+            playbook.run(cluster, "drain", variables, progress)
+            _await_end(cluster, host, progress, wish.timeout)
         except KeyboardInterrupt:
             raise InterruptedByUserError(
                 f"interrupted; {host} takes no new tasks, and those that run go on",
                 next_step=_again(cluster, host),
             ) from None
-        variables = {**deployment.base_variables(cluster), "drained_host": host}
-        playbook.run(cluster, "drain", variables, progress)
         stays = tuple(one.name for one in services if not one.name.startswith(_WORKER))
-        broker = host in cluster.group("brokers")
+        broker = host in cluster.group("brokers") and len(cluster.group("brokers")) > 1
         return Drained(mark, nodes.here, nodes.given_back, stays, broker, progress.seconds)
 
 
@@ -244,6 +247,22 @@ def _wait(cluster: Cluster, host: str, nodes: _Nodes, progress: Progress, timeou
         time.sleep(_POLL)
     progress.start(_RUNNING)
     progress.done(f"no task runs on {host}; {nodes.given_back} prefetched ones went back to their queues")
+
+
+def _await_end(cluster: Cluster, host: str, progress: Progress, timeout: float | None) -> None:
+    """Wait for the worker nodes' processes; one that a release retired may have a task still."""
+    began = time.monotonic()
+    while True:
+        left = [one.name for one in _services(cluster, host) if one.name.startswith(_WORKER)]
+        if not left:
+            return
+        progress.doing(f"{', '.join(left)} on its way out")
+        if timeout is not None and time.monotonic() - began >= max(timeout, _ENDING):
+            raise WaitTimeoutError(
+                f"{host} takes no new tasks; {', '.join(left)} was asked to end and still runs",
+                next_step=_again(cluster, host),
+            )
+        time.sleep(_POLL)
 
 
 def _still(silent: list[str], running: list[Running]) -> str:

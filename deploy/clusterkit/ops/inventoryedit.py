@@ -69,13 +69,10 @@ def _changed(text: str, entry: CommentedMap, concurrency: int) -> str:
         length = len(str(entry[_KEY]))
         lines[row] = f"{line[:column]}{concurrency}{line[column + length :]}"
         return "".join(lines)
-    _, key_column, row, column = places["name"]
+    row, column, _, _ = places["name"]
     line = lines[row]
-    if entry.fa.flow_style():
-        end = column + len(str(entry["name"]))
-        lines[row] = f"{line[:end]}, {_KEY}: {concurrency}{line[end:]}"
-    else:
-        lines.insert(row + 1, f"{' ' * key_column}{_KEY}: {concurrency}\n")
+    between = ", " if entry.fa.flow_style() else f"\n{' ' * column}"
+    lines[row] = f"{line[:column]}{_KEY}: {concurrency}{between}{line[column:]}"
     return "".join(lines)
 
 

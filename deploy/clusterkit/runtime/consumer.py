@@ -14,6 +14,7 @@ from amqp.exceptions import RecoverableConnectionError
 from celery import bootsteps
 from celery.exceptions import NotRegistered
 from celery.utils.log import get_logger
+from celery.utils.threads import bound_open_broker_sockets
 
 import clusterkit.runtime.giveback  # noqa: F401 - registers the control command
 from clusterkit.runtime import properties, rejections
@@ -30,6 +31,9 @@ logger: logging.Logger = get_logger(__name__)
 
 #: args, kwargs and embed (callbacks, errbacks, chain, chord) of Celery's message protocol 2.
 BODY_PARTS = 3
+
+#: Seconds a stopping worker waits for the broker to close the connection of its events.
+CLOSE_TIMEOUT = 2.0
 
 
 class MalformedTaskError(ValueError):
@@ -65,6 +69,9 @@ class Consumer(celery.worker.consumer.Consumer):
     def stop(self) -> None:
         """Stop consuming for good, and see to what is still here."""
         self._drain = Drain(self)
+        if self.event_dispatcher:
+            # In an alarm the broker does not even answer that this connection may close.
+            bound_open_broker_sockets(self.event_dispatcher.connection, CLOSE_TIMEOUT)
         super().stop()
         self._drain.begin()
 

@@ -31,4 +31,5 @@ def _properties(buffer: Any, offset: int) -> Any:
 
 
 def _escaped(text: Any) -> str:
-    return bytes(text).decode("utf-8", "backslashreplace")
+    # As py-amqp's own: it passes text on.
+    return text.decode("utf-8", "backslashreplace") if isinstance(text, bytes) else str(text)

@@ -25,7 +25,7 @@ case "$tool $1" in
     "apt-cache policy") echo "  Candidate: $(cat candidate)" ;;
     "apt-cache madison") echo "$2 | $(cat candidate) | file:/bundle ./ Packages" ;;
     "dpkg --compare-versions") [ "$(printf '%s\n%s\n' "$4" "$2" | sort -V | tail -n 1)" = "$2" ] ;;
-    "dpkg-query --show") [ -e "installed-$4" ] && echo "installed $(cat "installed-$4")" ;;
+    "dpkg-query --show") [ -e "installed-$3" ] && echo "installed $(cat "installed-$3")" ;;
     "apt-get update")
         if [ -e no-network ]; then echo "E: Failed to fetch it"; exit 100; fi
         cp registry known ;;
@@ -261,6 +261,14 @@ def test_exactly_the_version_that_was_looked_at_is_installed_and_not_started(hos
     installs = [call for call in host.calls if call.startswith("apt-get install")]
     assert [call.split()[-1] for call in installs] == ["rabbitmq-server=4.0.5-6"]
     assert "policy 101" in host.calls
+
+
+def test_what_is_fetched_is_not_installed(host: Host) -> None:
+    host.runs("3.13.7-1", "4.0.5-6")
+    assert not host.replace("fetched", version="4.0.5-6")["changed"]
+    installs = [call for call in host.calls if call.startswith("apt-get install")]
+    assert len(installs) == 1
+    assert installs[0].endswith("--download-only rabbitmq-server=4.0.5-6")
 
 
 def test_a_version_that_is_there_is_left_alone(host: Host) -> None:
