@@ -276,7 +276,8 @@ def restart(
 
 def restart_services(cluster: Cluster, services: list[str]) -> None:
     """Restart ``services`` one after the other, for a command that has the cluster for itself already."""
-    playbook.run(cluster, "restart", {**base_variables(cluster), "cluster_services": services})
+    variables = broker_variables(addresses.resolved(cluster))
+    playbook.run(cluster, "restart", {**variables, "cluster_services": services})
 
 
 def ask(cluster: Cluster, name: str, variables: dict[str, Any]) -> playbook.Outcome:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from clusterkit.ops.drills import executions, journal, ledger
+from clusterkit.ops.drills import beats, executions, journal, ledger
 from clusterkit.ops.drills.journal import Journal, Sent, task_id
 from clusterkit.ops.drills.ledger import Ledger, Window
 
@@ -187,3 +187,38 @@ def test_a_line_that_a_killed_producer_left_unfinished_does_not_count(tmp_path: 
     with path.open("a") as file:
         file.write('["confirmed", 1')
     assert journal.read(path)[1].answered is None
+
+
+def test_a_schedule_that_was_kept_has_a_task_a_second() -> None:
+    notes = [note for second in range(10) for note in run(-1, second, second + 0.1, f"r{second}")]
+    for note in notes:
+        note["task"] = note["run"]
+    assert beats.count(executions.collect(notes)) == beats.Beats(10, 1.0, 0)
+
+
+def test_a_gap_and_two_schedulers_are_seen() -> None:
+    begins = [
+        0.0,
+        1.0,
+        2.0,
+        9.0,
+        9.1,
+        10.0,
+        10.1,
+        11.0,
+        11.1,
+        12.0,
+        12.1,
+        13.0,
+        13.1,
+        14.0,
+        14.1,
+        15.0,
+        15.1,
+        15.2,
+    ]
+    notes = [note for index, begin in enumerate(begins) for note in run(-1, begin, None, f"r{index}")]
+    for note in notes:
+        note["task"] = note["run"]
+    found = beats.count(executions.collect(notes))
+    assert (found.longest_gap, found.twice) == (7.0, 1)

@@ -127,7 +127,7 @@ class Fault(Enum):
     BROKERS_ONE_BY_ONE = Spec(
         "brokers-one-by-one",
         "every broker node is restarted, one after the other",
-        "clients move twice or more; nobody gets an error",
+        "clients move twice or more; with one broker node, producers wait or get an error",
         acts.brokers_one_by_one,
     )
     BROKERS_AT_ONCE = Spec(

@@ -24,6 +24,11 @@ def _errors(outcome: Outcome) -> str:
     return f"{names}{ran}" if names else _NOTHING
 
 
+def _lost(outcome: Outcome) -> str:
+    book = outcome.ledger
+    return f"{len(book.lost)} ({book.waiting} may wait)" if book.waiting else str(len(book.lost))
+
+
 def _unknown(outcome: Outcome) -> str:
     book = outcome.ledger
     return f"{book.unknown} ({book.unknown_but_ran} ran)" if book.unknown else _NOTHING
@@ -46,7 +51,7 @@ def _count(number: int) -> str:
 COLUMNS: Final[dict[str, Callable[[Outcome], str]]] = {
     "sent": lambda outcome: str(outcome.ledger.sent),
     "confirmed": lambda outcome: str(outcome.ledger.confirmed),
-    "lost": lambda outcome: str(len(outcome.ledger.lost)),
+    "lost": _lost,
     "begun twice": lambda outcome: _count(outcome.ledger.begun_again),
     "done twice": lambda outcome: _count(outcome.ledger.completed_again),
     "dead letters": lambda outcome: _count(len(outcome.ledger.dead)),
