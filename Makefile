@@ -211,7 +211,7 @@ drill-list: .venv/.ready ## every drill: what it does, what should be seen, whet
 ##@ Development
 test: .venv/.ready-dev ## all tests, from nothing: brings up a cluster of its own [TESTS=]
 	@tests/provide
-	@.venv/bin/pytest $(if $(filter tests,$(TESTS)),--numprocesses 2 --dist loadgroup) $(TESTS)
+	@.venv/bin/pytest $(if $(filter tests,$(TESTS)),--numprocesses 2) $(TESTS)
 
 lint: .venv/.ready-dev ## ruff, mypy --strict, ansible-lint
 	@.venv/bin/ruff format --check .

@@ -103,6 +103,15 @@ def rollback(cluster: Cluster, console: Console, *, release_id: str = "", way: W
     return _roll(built_from, console, way, _Goal("rollback", entry.id, pinned=True))
 
 
+def roll(cluster: Cluster, console: Console, release_id: str) -> Rolled:
+    """Roll out the release ``release_id``, which was built before.
+
+    Raises:
+        ReleaseError: as for ``release``.
+    """
+    return _roll(cluster, console, DEFAULT_WAY, _Goal("release", release_id))
+
+
 def batches(workers: Sequence[str], canary: str, serial: int) -> tuple[tuple[str, ...], ...]:
     """Return the worker hosts in the order in which they change: the canary, then ``serial`` at a time.
 

@@ -73,18 +73,34 @@ def scale(cluster: Cluster, node: str, size: int, console: Console, *, timeout: 
         alone(cluster),
         Progress(f"cluster {cluster.name}: scale {node} to {size}", phases, console) as progress,
     ):
-        before = {one.name: one.concurrency for one in _look(cluster, node)}
-        cluster = addresses.resolved(inventoryedit.set_concurrency(cluster, node, size))
-        playbook.run(cluster, "scale", {**base_variables(cluster), "cluster_node": node}, progress)
+        resized = inventoryedit.set_concurrency(cluster, node, size)
+        found = resize(resized, node, size, timeout=timeout, progress=progress)
+        return Scaled(size, found, round(progress.seconds, 1))
+
+
+def resize(
+    cluster: Cluster, node: str, size: int, *, timeout: int, progress: Progress | None = None
+) -> tuple[Sized, ...]:
+    """Make the worker node ``node`` the size that ``cluster`` says, and wait until it is ``size``."""
+    before = {one.name: one.concurrency for one in _look(cluster, node)}
+    write_sizes(cluster, node, progress)
+    if progress:
         progress.start(_WAIT)
-        give_up_at = time.monotonic() + timeout
-        while True:
-            found = [_sized(one, before, size) for one in _look(cluster, node)]
-            waiting = [one for one in found if not one.done]
-            if not waiting or time.monotonic() >= give_up_at:
-                return Scaled(size, tuple(found), round(progress.seconds, 1))
+    give_up_at = time.monotonic() + timeout
+    while True:
+        found = tuple(_sized(one, before, size) for one in _look(cluster, node))
+        waiting = [one for one in found if not one.done]
+        if not waiting or time.monotonic() >= give_up_at:
+            return found
+        if progress:
             progress.doing("; ".join(map(_describe, waiting)))
-            time.sleep(_PAUSE)
+        time.sleep(_PAUSE)
+
+
+def write_sizes(cluster: Cluster, node: str, progress: Progress | None = None) -> None:
+    """Tell the hosts of ``node`` what size ``cluster`` says it has."""
+    cluster = addresses.resolved(cluster)
+    playbook.run(cluster, "scale", {**base_variables(cluster), "cluster_node": node}, progress)
 
 
 def _check(cluster: Cluster, name: str) -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import time
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from clusterkit.ops import deployment
+from rich.console import Console
+
+from clusterkit.ops import deployment, release, releases, rollout, scale
 from clusterkit.ops.drills import beats
 from clusterkit.ops.drills.journal import SPECIAL, task_id
 from clusterkit.ops.drills.scene import prefork_queue
@@ -14,6 +17,7 @@ from clusterkit.ops.errors import DeployError
 from clusterkit.runtime import results
 from clusterkit.runtime.clusterfile import ClusterFile
 from clusterkit.runtime.drill import DRILL
+from clusterkit.runtime.errors import NoClusterError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -21,6 +25,7 @@ if TYPE_CHECKING:
 
     from clusterkit.ops.drills.onhosts import Blow
     from clusterkit.ops.drills.scene import Scene
+    from clusterkit.ops.model import Cluster, WorkerNode
     from clusterkit.runtime.drill import Kind
 
     Act = Callable[[Scene], AbstractContextManager[None]]
@@ -105,6 +110,46 @@ def brokers_one_by_one(scene: Scene) -> Iterator[None]:
     deployment.restart_services(scene.cluster, ["rabbitmq"])
     scene.ended()
     yield
+
+
+@contextlib.contextmanager
+def rolling_release(scene: Scene) -> Iterator[None]:
+    """Roll the release that runs out once more under another name, and back again."""
+    current = releases.Record.load(scene.cluster).current
+    if current is None:
+        raise NoClusterError(
+            f"nothing was deployed on cluster {scene.cluster.name!r}", next_step="make cluster-up"
+        )
+    scene.began()
+    for release_id in (release.twin(scene.cluster, current.id), current.id):
+        scene.say(f"release {release_id} rolled out")
+        rollout.roll(scene.cluster, Console(file=io.StringIO()), release_id)
+    scene.ended()
+    yield
+
+
+@contextlib.contextmanager
+def scale_down(scene: Scene) -> Iterator[None]:
+    """Scale a worker node up, then down to one process a host; the inventory is left alone."""
+    _, node = scene.node()
+    scene.began()
+    try:
+        for size in (8, 1):
+            found = scale.resize(_with_size(scene.cluster, node, size), node.name, size, timeout=120)
+            sizes = ", ".join(f"{one.node}: {one.processes}" for one in found)
+            scene.say(f"worker node {node.name} scaled to {size}; processes {sizes}")
+        yield
+    finally:
+        scale.write_sizes(scene.cluster, node.name)
+        scene.ended()
+
+
+def _with_size(cluster: Cluster, node: WorkerNode, size: int) -> Cluster:
+    nodes = tuple(
+        one.model_copy(update={"concurrency": size}) if one.name == node.name else one
+        for one in cluster.worker_nodes
+    )
+    return cluster.model_copy(update={"worker_nodes": nodes})
 
 
 @contextlib.contextmanager

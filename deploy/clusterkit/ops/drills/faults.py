@@ -180,6 +180,19 @@ class Fault(Enum):
         lasts=45,
         obstacle=_schedulers_on_lab,
     )
+    ROLLING_RELEASE = Spec(
+        "rolling-release",
+        "the release is rolled out over all worker hosts under another name, and back",
+        "new worker nodes take over beside the old ones; nothing begins twice",
+        acts.rolling_release,
+    )
+    SCALE_DOWN = Spec(
+        "scale-down",
+        "a worker node is scaled to 8 processes on each of its hosts, then to 1",
+        "only idle processes go; nothing begins twice",
+        acts.scale_down,
+        obstacle=_prefork,
+    )
     MEMORY_ERROR = Spec(
         "memory-error",
         "tasks raise MemoryError",
