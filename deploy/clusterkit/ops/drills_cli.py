@@ -53,10 +53,10 @@ def run(
         tables.show(found, stdout)
         stdout.print(f"report: {directory / 'report.html'}", highlight=False, soft_wrap=True)
     if not found.well:
-        bad = [outcome for outcome in found.outcomes if not outcome.well]
-        lost = sum(len(outcome.ledger.lost) for outcome in bad)
+        lost = sum(len(outcome.ledger.lost) for outcome in found.outcomes)
+        bad = [*(outcome.fault for outcome in found.outcomes if not outcome.well), *found.failed]
         raise ClusterUnhealthyError(
-            f"{lost} tasks lost; not well: {', '.join(outcome.fault for outcome in bad)}",
+            f"{lost} tasks lost; not well: {', '.join(bad)}",
             next_step=f"{directory / 'report.html'} has what was done and seen",
         )
 

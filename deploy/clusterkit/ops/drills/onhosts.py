@@ -121,7 +121,12 @@ class Hosts:
         return f"""\
 for turn in $(seq {times}); do
   main=$({self._main_process(service)})
-  set -- $(cat /proc/"$main"/task/*/children)
+  # The pool notices a dead process every 5 s; until then there may be none.
+  for look in $(seq 50); do
+    set -- $(cat /proc/"$main"/task/*/children)
+    [ $# = 0 ] || break
+    sleep 0.2
+  done
   shift $((turn % $#))
   echo "killed process $1 of {service}"
   kill -KILL "$1"

@@ -101,11 +101,13 @@ class Run:
     outcomes: tuple[Outcome, ...] = ()
     skipped: dict[str, str] = field(default_factory=dict)
     """Faults that are not possible on the cluster, and why."""
+    failed: dict[str, str] = field(default_factory=dict)
+    """Drills that could not do what they should, and why."""
 
     @property
     def well(self) -> bool:
-        """Whether all drills went well."""
-        return all(outcome.well for outcome in self.outcomes)
+        """Whether all drills were done and went well."""
+        return not self.failed and all(outcome.well for outcome in self.outcomes)
 
     def to_json(self) -> dict[str, Any]:
         """Return it as JSON-safe values."""

@@ -76,7 +76,8 @@ def page(run: Run) -> str:
             _summary(run),
             f'<p class="soft">{escape(ledger.RECOVERY)} Delay: from sending to the first begin.</p>',
             *map(_section, run.outcomes),
-            _skipped(run),
+            _list("Could not be done", run.failed),
+            _list("Not possible here", run.skipped),
             "</body></html>",
             "",
         ]
@@ -146,8 +147,8 @@ def _numbers(numbers: tuple[int, ...]) -> str:
     return f"{shown}, ..." if len(numbers) > 10 else shown  # noqa: PLR2004
 
 
-def _skipped(run: Run) -> str:
-    if not run.skipped:
+def _list(title: str, drills: dict[str, str]) -> str:
+    if not drills:
         return ""
-    items = "".join(f"<dt>{escape(name)}</dt><dd>{escape(why)}</dd>" for name, why in run.skipped.items())
-    return f"<h2>Not possible here</h2><dl>{items}</dl>"
+    items = "".join(f"<dt>{escape(name)}</dt><dd>{escape(why)}</dd>" for name, why in drills.items())
+    return f"<h2>{title}</h2><dl>{items}</dl>"

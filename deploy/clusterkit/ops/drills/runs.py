@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 from clusterkit.ops.drills import drill, report
 from clusterkit.ops.drills.faults import Fault
 from clusterkit.ops.drills.outcome import Run
-from clusterkit.ops.errors import PreflightError
+from clusterkit.ops.errors import DeployError, PreflightError
 from clusterkit.ops.lock import alone
 from clusterkit.ops.progress import Progress
 
@@ -67,12 +67,12 @@ def chosen(name: str, seed: int, impossible: dict[Fault, str]) -> list[Fault]:
 def run(cluster: Cluster, name: str, plan: Plan, console: Console) -> tuple[Run, Path]:
     """Run the drills that ``name`` means, one after the other; return the run and its directory.
 
-    Each is kept as soon as it has ended: what was found is there when a later one fails.
+    Each is kept as soon as it has ended. One whose fault could not be caused or undone is among the run's
+    ``failed``.
 
     Raises:
         PreflightError: the cluster may not be hurt, or a drill is not possible on it.
         ClusterUnhealthyError: it is not healthy, to begin with or after a drill.
-        DeployError: a fault could not be caused or undone.
     """
     refuse_unless_marked(cluster)
     impossible = obstacles(cluster)
@@ -95,9 +95,12 @@ def run(cluster: Cluster, name: str, plan: Plan, console: Console) -> tuple[Run,
     with alone(cluster):
         for number, fault in enumerate(faults, 1):
             title = f"drill {number} of {len(faults)} on {cluster.name}: {fault.title}"
-            with Progress(title, drill.PHASES, console) as progress:
-                ended = drill.run(cluster, fault, plan, directory, progress)
-            found = replace(found, outcomes=(*found.outcomes, ended))
+            try:
+                with Progress(title, drill.PHASES, console) as progress:
+                    ended = drill.run(cluster, fault, plan, directory, progress)
+                found = replace(found, outcomes=(*found.outcomes, ended))
+            except DeployError as error:  # the next may be possible all the same
+                found = replace(found, failed={**found.failed, fault.title: str(error)})
             found.write(directory)
             report.write(found, directory)
     return found, directory

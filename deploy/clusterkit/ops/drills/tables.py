@@ -88,6 +88,8 @@ def show(run: Run, console: Console) -> None:
             console.print(f"[bold]{outcome.fault}[/]: {beats(outcome)}", highlight=False, soft_wrap=True)
         for problem in outcome.problems:
             console.print(f"[red]problem[/] {outcome.fault}: {problem}", highlight=False, soft_wrap=True)
+    for name, why in run.failed.items():
+        console.print(f"[red]not done[/] {name}: {why}", highlight=False, soft_wrap=True)
     for name, why in run.skipped.items():
         console.print(f"[dim]not here[/] {name}: {why}", highlight=False, soft_wrap=True)
 
