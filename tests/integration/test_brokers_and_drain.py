@@ -65,7 +65,7 @@ def test_a_broker_in_an_alarm_is_left_alone_and_the_alarm_named(cluster: LocalCl
 def test_the_last_host_of_a_queue_is_not_drained(cluster: LocalCluster) -> None:
     refused = cluster.make("cluster-drain", HOST, code=4)
     assert "without localhost nobody would consume: cpu, default, io; nothing was changed" in refused.stderr
-    assert cluster.status()["healthy"]
+    eventually(lambda: cluster.status()["healthy"], within=60, what="it is healthy", cluster=cluster, every=2)
 
 
 @pytest.mark.usefixtures("_drained")

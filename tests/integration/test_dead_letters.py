@@ -78,12 +78,16 @@ def waiting(cluster: LocalCluster, queue: str) -> list[messaging.Message]:
 @contextlib.contextmanager
 def nobody_takes(cluster: LocalCluster, queue: str) -> Iterator[None]:
     """Let messages stay in a queue."""
-    control = operator_app(cluster.model).control
-    control.cancel_consumer(queue, reply=True)
-    try:
-        yield
-    finally:
-        control.add_consumer(queue, reply=True, destination=[f"{queue}@localhost"])
+    app = operator_app(cluster.model)
+    # A connection of its own: one of the pool may be from before the broker was restarted.
+    with app.connection_for_write() as connection:
+        app.control.cancel_consumer(queue, reply=True, connection=connection)
+        try:
+            yield
+        finally:
+            app.control.add_consumer(
+                queue, reply=True, destination=[f"{queue}@localhost"], connection=connection
+            )
 
 
 @pytest.fixture(autouse=True)

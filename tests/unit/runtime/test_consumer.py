@@ -53,6 +53,7 @@ def looping(**connection: Any) -> Consumer:
     """A gevent worker's consumer in its loop, which began on the connection `first`."""
     consumer: Consumer = Consumer.__new__(Consumer)
     consumer.hub = None
+    consumer._drain = None
     consumer._pending_operations = []
     consumer._begun_on = "first"
     consumer.connection = SimpleNamespace(**{"connected": True, "connection": "first", **connection})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 from billiard.einfo import ExceptionInfo
 from celery import Celery
 from celery.worker.state import successful_requests
+from greenlet import GreenletExit
 
 from clusterkit.runtime import configure
 from clusterkit.runtime.task import Request, TaskMemoryError, _without_memory_error
@@ -75,14 +77,19 @@ def test_an_eta_within_the_second_becomes_one_second(sent: list[dict[str, Any]])
 class Greenlets:
     """A pool whose greenlets report their end as they are ended, as gevent's and eventlet's do."""
 
+    is_green = True
+
     def __init__(self, request: Request) -> None:
         self.request = request
+        self.ended: list[int] = []
 
     def terminate_job(self, pid: int, signal: int) -> None:
+        self.ended.append(pid)
         self.request.on_success((False, None, None))
 
 
-def test_a_greenlet_that_was_ended_has_not_succeeded(monkeypatch: pytest.MonkeyPatch) -> None:
+def running(monkeypatch: pytest.MonkeyPatch, acknowledged: list[object]) -> Request:
+    """A request whose task runs."""
     app = configure(Celery("unit", set_as_current=False))
 
     @app.task
@@ -96,10 +103,36 @@ def test_a_greenlet_that_was_ended_has_not_succeeded(monkeypatch: pytest.MonkeyP
         properties={},
         acknowledged=False,
     )
-    acknowledged: list[object] = []
     request = Request(message, app=app, task=own, decoded=True, on_ack=acknowledged.append)
     monkeypatch.setattr(request, "_announce_cancelled", lambda **_: None)
     request.worker_pid, request.time_start = 1, 1.0
+    return request
+
+
+def test_a_greenlet_that_was_ended_has_not_succeeded(monkeypatch: pytest.MonkeyPatch) -> None:
+    acknowledged: list[object] = []
+    request = running(monkeypatch, acknowledged)
     request.cancel(Greenlets(request))
     assert acknowledged == []
     assert request.id not in successful_requests
+
+
+def test_a_greenlet_that_sends_an_event_ends_itself_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
+    request = running(monkeypatch, [])
+    pool = Greenlets(request)
+
+    class Canceller(threading.Thread):
+        """Cancels the request while its event is on the way."""
+
+        def run(self) -> None:
+            request.cancel(pool)
+
+    def sending(*_: Any, **__: Any) -> None:
+        canceller = Canceller()
+        canceller.start()
+        canceller.join()
+
+    monkeypatch.setattr("celery.worker.request.Request.send_event", sending)
+    with pytest.raises(GreenletExit):
+        request.send_event("task-started")
+    assert pool.ended == [], "killed, it could take the turn to send along"
