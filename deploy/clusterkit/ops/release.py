@@ -19,7 +19,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from packaging.utils import InvalidWheelFilename, parse_wheel_filename
 
@@ -118,13 +118,18 @@ def kept(cluster: Cluster, release_id: str, targets: Collection[Target]) -> Rele
     return found
 
 
+_TWIN: Final = "-twin"
+
+
 def twin(cluster: Cluster, release_id: str) -> str:
     """Give a release that was built a second name, under which hosts take it for another; return that.
 
     Raises:
         ReleaseError: there is no archive of it.
     """
-    builds, name = cluster.state_dir / "builds", f"{release_id}-twin"
+    builds = cluster.state_dir / "builds"
+    # The twin's twin is the release itself: a drill that was interrupted may have left the twin.
+    name = release_id.removesuffix(_TWIN) if release_id.endswith(_TWIN) else f"{release_id}{_TWIN}"
     archives = sorted(builds.glob(f"{release_id}-cp*.tar"))
     if not archives:
         raise ReleaseError(f"there is no archive of release {release_id}", next_step="make cluster-release")
