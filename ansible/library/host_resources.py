@@ -134,9 +134,7 @@ def resources(root: Path) -> dict[str, Any]:
 
 def main() -> None:
     """Run the module."""
-    module = AnsibleModule(
-        argument_spec={"root": {"type": "path", "default": "/"}}, supports_check_mode=True
-    )
+    module = AnsibleModule(argument_spec={"root": {"type": "path", "default": "/"}}, supports_check_mode=True)
     module.exit_json(changed=False, **resources(Path(module.params["root"])))
 
 

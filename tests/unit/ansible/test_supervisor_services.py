@@ -310,9 +310,7 @@ def test_what_changed_runs_beside_the_old_one_until_it_is_promoted(
     assert supervised([handed_over("a", "/bin/sleep 2000")])["changed"] is False
 
 
-def test_the_slot_called_as_the_service_is_takes_over_again(
-    supervised: Call, call: Call, home: Path
-) -> None:
+def test_the_slot_called_as_the_service_is_takes_over_again(supervised: Call, call: Call, home: Path) -> None:
     supervised([handed_over("a")])
     for command, name, old in [("/bin/sleep 2000", "a.b", "a"), ("/bin/sleep 3000", "a", "a.b")]:
         assert supervised([handed_over("a", command)])["joining"] == [{"name": name, "replaces": old}]
