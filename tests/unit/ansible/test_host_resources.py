@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 Call = Callable[..., dict[str, Any]]
@@ -70,3 +73,18 @@ def test_no_limit_of_version_1_is_no_limit(call: Call, root: Path) -> None:
     write(root, "proc/self/cgroup", "3:memory:/\n")
     write(root, "sys/fs/cgroup/memory/memory.limit_in_bytes", "9223372036854771712")
     assert call("host_resources", root=str(root))["memory"] == 8192
+
+
+def test_what_a_service_uses_is_that_of_all_its_processes(call: Call) -> None:
+    work = "import os, time\nos.fork()\nend = time.time() + 20\nwhile time.time() < end: pass"
+    with subprocess.Popen([sys.executable, "-c", work]) as busy:
+        found = call("host_resources", seconds=1.0, processes={"busy": busy.pid, "gone": 1 << 22})
+        for process in psutil.Process(busy.pid).children():
+            process.kill()
+        busy.kill()
+    assert list(found["used"]) == ["busy"]
+    used = found["used"]["busy"]
+    assert used["processes"] == 2
+    assert used["cores"] > 0
+    assert used["memory"] > 0
+    assert found["busy"] > 0
