@@ -19,6 +19,7 @@ from celery.utils.threads import bound_open_broker_sockets
 import clusterkit.runtime.giveback  # noqa: F401 - registers the control command
 from clusterkit.runtime import properties, rejections
 from clusterkit.runtime.drain import Drain
+from clusterkit.runtime.events import Dispatcher
 from clusterkit.runtime.settings import weakened
 
 if TYPE_CHECKING:
@@ -44,12 +45,13 @@ class Consumer(celery.worker.consumer.Consumer):
     """Celery's consumer, with dead letters for what cannot run and events that never block."""
 
     class Blueprint(celery.worker.consumer.Consumer.Blueprint):
-        """The steps of a consumer's start, with the kit's for control commands."""
+        """The steps of a consumer's start, with the kit's for control commands and events."""
 
         default_steps: ClassVar = [
-            {"celery.worker.consumer.control:Control": "clusterkit.runtime.control:ControlStep"}.get(
-                step, step
-            )
+            {
+                "celery.worker.consumer.control:Control": "clusterkit.runtime.control:ControlStep",
+                "celery.worker.consumer.events:Events": "clusterkit.runtime.events:EventsStep",
+            }.get(step, step)
             for step in celery.worker.consumer.Consumer.Blueprint.default_steps
         ]
 
@@ -118,6 +120,8 @@ class Consumer(celery.worker.consumer.Consumer):
         connection = self.connection
         if self.hub or connection is None or self._drain:
             return
+        if isinstance(self.event_dispatcher, Dispatcher):
+            self.event_dispatcher.renew_if_stuck()
         if not connection.connected or connection.connection is not self._begun_on:
             raise RecoverableConnectionError("the connection that tasks arrive on was lost")
 

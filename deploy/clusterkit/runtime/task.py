@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import threading
 from datetime import datetime
 from typing import Any
 
@@ -26,40 +25,17 @@ class Request(celery.worker.request.Request):
     """A task at a worker, which survives what the task does."""
 
     _failure: BaseException | None = None
-    #: Which greenlet or thread is sending an event of this task, and which greenlet cancels it; 0: none.
-    _teller = _canceller = 0
 
     def cancel(self, pool: Any, *args: Any, **kwargs: Any) -> None:
-        """End the task's run: its message is lost with its connection, and comes again.
-
-        A greenlet that waits for its turn to send an event is not killed but ends itself afterwards: it could
-        be given the turn and be killed before it knows, and then nobody would ever get it again (gevent 25).
-        """
+        """End the task's run: its message is lost with its connection, and comes again."""
         # Celery notes it afterwards; a greenlet reports its end before that.
         self._already_cancelled: bool = bool(self.time_start)
-        self._canceller = threading.get_ident() if pool.is_green else 0
-        if self._canceller and self._teller:
-            self._announce_cancelled()
-        else:
-            super().cancel(pool, *args, **kwargs)
+        super().cancel(pool, *args, **kwargs)
 
     def send_event(self, type: str, **fields: Any) -> None:  # noqa: A002 - Celery's name
-        """Send an event of the task; one that was cancelled meanwhile ends here."""
-        if self._already_cancelled and type == "task-succeeded":
-            return
-        me = threading.get_ident()
-        if me == self._canceller:
+        """Send an event of the task; one that was cancelled has not succeeded."""
+        if not (self._already_cancelled and type == "task-succeeded"):
             super().send_event(type, **fields)
-            return
-        self._teller = me
-        try:
-            super().send_event(type, **fields)
-        finally:
-            self._teller = 0
-        if self._canceller:
-            from greenlet import GreenletExit  # noqa: PLC0415 - only where greenlets run tasks
-
-            raise GreenletExit
 
     def acknowledge(self) -> None:
         """Acknowledge the message, but not for a run that was cancelled.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import time
@@ -310,12 +311,16 @@ def test_what_changed_runs_beside_the_old_one_until_it_is_promoted(
     assert supervised([handed_over("a", "/bin/sleep 2000")])["changed"] is False
 
 
+def only(call: Call, home: Path, name: str) -> bool:
+    return list(states(call, home)) == [name]
+
+
 def test_the_slot_called_as_the_service_is_takes_over_again(supervised: Call, call: Call, home: Path) -> None:
     supervised([handed_over("a")])
     for command, name, old in [("/bin/sleep 2000", "a.b", "a"), ("/bin/sleep 3000", "a", "a.b")]:
         assert supervised([handed_over("a", command)])["joining"] == [{"name": name, "replaces": old}]
         assert promote(call, home, name)["affected"] == [old]
-        wait_for(lambda name=name: list(states(call, home)) == [name], "the old one has ended")
+        wait_for(functools.partial(only, call, home, name), "the old one has ended")
 
 
 def test_nobody_waits_for_the_old_one_and_nothing_brings_it_back(

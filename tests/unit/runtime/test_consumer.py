@@ -56,6 +56,7 @@ def looping(**connection: Any) -> Consumer:
     consumer._drain = None
     consumer._pending_operations = []
     consumer._begun_on = "first"
+    consumer.event_dispatcher = None
     consumer.connection = SimpleNamespace(**{"connected": True, "connection": "first", **connection})
     return consumer
 

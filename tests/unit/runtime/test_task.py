@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +12,6 @@ from billiard.einfo import ExceptionInfo
 from celery import Celery
 from celery.worker.request import create_request_cls
 from celery.worker.state import successful_requests
-from greenlet import GreenletExit
 
 from clusterkit.runtime import configure
 from clusterkit.runtime.task import Request, TaskMemoryError, _without_memory_error
@@ -124,24 +122,3 @@ def test_a_greenlet_that_was_ended_has_not_succeeded(monkeypatch: pytest.MonkeyP
     request.cancel(Greenlets(request))
     assert acknowledged == []
     assert request.id not in successful_requests
-
-
-def test_a_greenlet_that_sends_an_event_ends_itself_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
-    request = running(monkeypatch, [])
-    pool = Greenlets(request)
-
-    class Canceller(threading.Thread):
-        """Cancels the request while its event is on the way."""
-
-        def run(self) -> None:
-            request.cancel(pool)
-
-    def sending(*_: Any, **__: Any) -> None:
-        canceller = Canceller()
-        canceller.start()
-        canceller.join()
-
-    monkeypatch.setattr("celery.worker.request.Request.send_event", sending)
-    with pytest.raises(GreenletExit):
-        request.send_event("task-started")
-    assert pool.ended == [], "killed, it could take the turn to send along"

@@ -1,0 +1,158 @@
+"""The events of gevent and eventlet workers: one greenlet sends them, and nobody waits for it.
+
+In Celery 5.7 whoever has an event to tell sends it, one after the other: a task's greenlet, the timer, the
+one that takes messages. Where the connection of events is lost, the one whose turn it is makes it anew; when
+it is ended meanwhile, or never gets an answer, all others wait for ever, and the worker takes no task any
+more.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+import celery.events.dispatcher
+import celery.worker.consumer.events
+from celery.events import event as celery_event
+from celery.utils.log import get_logger
+from celery.worker.state import reserved_requests
+
+if TYPE_CHECKING:
+    import logging
+
+    import kombu
+
+logger: logging.Logger = get_logger(__name__)
+
+#: Events that wait at most; the oldest are dropped.
+_MOST_WAITING = 10_000
+#: Seconds after which an event that is being sent counts as stuck; the others go over a new connection.
+_STUCK = 30.0
+#: Seconds until a lost connection is made anew.
+_PAUSE = 1.0
+#: Seconds a stopping worker waits for its last events to leave.
+_LAST = 2.0
+
+
+class Dispatcher(celery.events.dispatcher.EventDispatcher):
+    """Celery's dispatcher with a thread (under gevent a greenlet) that alone uses the connection."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.waiting: deque[tuple[Any, str]] = deque(maxlen=_MOST_WAITING)
+        self._wake = threading.Event()
+        self._since = 0.0
+        self._sender: threading.Thread | None = None
+        super().__init__(*args, **kwargs)
+
+    def send(self, type: str, blind: bool = False, **fields: Any) -> None:  # noqa: A002, FBT001, FBT002
+        """Have an event sent, without waiting for it."""
+        for option in ("utcoffset", "retry", "retry_policy"):
+            fields.pop(option, None)
+        make = fields.pop("Event", celery_event.Event)
+        if not self.enabled or (self.groups and celery_event.group_from(type) not in self.groups):
+            return
+        event = self._prepare_event(type, fields, blind=blind, Event=make)
+        self.waiting.append((event, type.replace("-", ".")))
+        self._wake.set()
+        if self._sender is None:
+            self._begin()
+
+    def flush(self, errors: bool = True, groups: bool = True) -> None:  # noqa: FBT001, FBT002 - Celery's signature
+        """Do nothing: all that waits is on its way."""
+
+    def extend_buffer(self, other: Dispatcher) -> None:
+        """Take over what another dispatcher has not sent."""
+        self.waiting.extend(other.waiting)
+        if self.waiting and self.enabled:
+            self._wake.set()
+            self._begin()
+
+    def renew_if_stuck(self) -> None:
+        """Leave a connection that has not taken an event for long, and send the others over another."""
+        if self._since and time.monotonic() - self._since > _STUCK:
+            logger.warning("an event could not be sent for %d s: connecting anew for the others", _STUCK)
+            # The old one is left to whom it holds: to close it could take as long.
+            self.connection = self.app.connection_for_write()
+            self.connection.transport_options = {
+                **self.connection.transport_options,
+                "confirm_publish": False,
+            }
+            self._since = 0.0
+            self.enable()
+            self._begin()
+
+    def end(self, seconds: float) -> None:
+        """Send no more, once what waits is sent or ``seconds`` have passed."""
+        give_up_at = time.monotonic() + seconds
+        while self.waiting and time.monotonic() < give_up_at:
+            time.sleep(0.05)
+        self.enabled = False
+        self.producer = None
+        self._wake.set()
+
+    def _begin(self) -> None:
+        self._wake.set()
+        self._sender = threading.Thread(
+            target=self._run, args=(self.producer, self.connection), name="events", daemon=True
+        )
+        self._sender.start()
+
+    def _run(self, producer: Any, connection: kombu.Connection) -> None:
+        while self.producer is producer:
+            self._wake.wait()
+            self._wake.clear()
+            while self.waiting and self.producer is producer:
+                self._send_next(producer, connection)
+        with contextlib.suppress(Exception):
+            connection.collect()
+
+    def _send_next(self, producer: Any, connection: kombu.Connection) -> None:
+        event, key = self.waiting.popleft()
+        self._since = time.monotonic()
+        self._publish(event, producer, key)
+        if self._outbound_buffer:  # the connection is away
+            self.waiting.extendleft(reversed(self._outbound_buffer))
+            self._outbound_buffer.clear()
+            with contextlib.suppress(Exception):
+                connection.collect()
+                producer.revive(connection)
+            time.sleep(_PAUSE)
+        if self.producer is producer:
+            self._since = 0.0
+
+
+class EventsStep(celery.worker.consumer.events.Events):
+    """The step of a worker's start that connects for its events."""
+
+    def start(self, c: Any) -> None:
+        """Connect, and go on with what could not be sent before."""
+        if c.hub or not c.pool.is_green:
+            super().start(c)
+            return
+        before = self._close(c)
+        connection = c.connection_for_write(heartbeat=c.amqheartbeat)
+        c.event_dispatcher = Dispatcher(
+            connection, app=c.app, hostname=c.hostname, enabled=self.send_events, groups=self.groups
+        )
+        if before:
+            c.event_dispatcher.extend_buffer(before)
+            for request in tuple(reserved_requests):
+                request.eventer = c.event_dispatcher
+
+    def shutdown(self, c: Any) -> None:
+        """Send the last events, and close the connection."""
+        if isinstance(c.event_dispatcher, Dispatcher):
+            c.event_dispatcher.end(_LAST)
+        super().shutdown(c)
+
+    def _close(self, c: Any) -> Any:
+        dispatcher = c.event_dispatcher
+        if not isinstance(dispatcher, Dispatcher):
+            return super()._close(c)
+        self.groups = dispatcher.groups
+        dispatcher.end(0)
+        c.event_dispatcher = None
+        return dispatcher
