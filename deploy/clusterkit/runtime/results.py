@@ -443,6 +443,11 @@ class Backend(celery_redis.SentinelBackend):
     def _create_client(self, **_: Any) -> redis.Redis:
         return client(self._cluster, patience=self.patience)
 
+    def on_task_call(self, producer: Any, task_id: str) -> None:
+        """Subscribe to the result of a task that is about to be sent, unless there are too many of them."""
+        if getattr(producer, "subscribes", True):
+            super().on_task_call(producer, task_id)
+
     def exception_safe_to_retry(self, exc: Exception) -> bool:
         """Whether Celery shall repeat what failed: no, the client has."""
         del exc
