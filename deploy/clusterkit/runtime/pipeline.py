@@ -129,6 +129,11 @@ class Pipeline:
         """Messages of which it is unknown whether the broker has them."""
         return [*self._pending.values(), *self._again]
 
+    @property
+    def socket(self) -> Any:
+        """What to watch for the broker's answers; None: there is no connection, or nothing is awaited."""
+        return self._amqp.transport.sock if self._channel is not None and self._pending else None
+
     def declare(self, entities: Iterable[Any]) -> None:
         """See to it that queues and exchanges exist, on this connection and any later one."""
         for entity in entities:
