@@ -2,7 +2,8 @@
 
 A message names the function, so whoever may publish could name any: ``os.system`` is importable too. A worker
 calls those alone that ``clusterkit_callables`` allows, a list of modules and packages; without the setting those
-are the packages that the app's own tasks are in.
+are the packages of the deployed app: of its own module, and of those it lists in ``include`` and ``imports``. Not
+those of all tasks it has: a library may bring some, and with them all of its functions.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import os
+import re
 import time
 import traceback
 from concurrent.futures import BrokenExecutor
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from celery import Celery
+
+    from clusterkit.runtime.clusterfile import ClusterFile
 
 #: The task's name.
 CALL: Final = "clusterkit.call"
@@ -81,8 +85,15 @@ def allowed(app: Celery) -> tuple[str, ...]:
     listed: Iterable[str] | None = app.conf.get(SETTING)
     if listed is not None:
         return tuple(listed)
-    own = {task.__module__ for name, task in app.tasks.items() if not name.startswith(("celery.", "clusterkit."))}
-    return tuple(sorted({module.partition(".")[0] for module in own} - {"__main__", "celery", "clusterkit"}))
+    cluster: ClusterFile | None = app.conf.get("clusterkit_cluster_file")
+    modules = [*app.conf.include, *app.conf.imports, *([cluster.celery_app] if cluster else [])]
+    packages = {re.split("[.:]", module)[0] for module in modules}
+    return tuple(sorted(packages - {"celery", "clusterkit"}))
+
+
+def knows(app: Celery) -> bool:
+    """Whether ``app`` has been told what workers call: an app without modules, as of a client, has not."""
+    return app.conf.get(SETTING) is not None or bool(app.conf.include or app.conf.imports)
 
 
 def check(app: Celery, function: str) -> None:

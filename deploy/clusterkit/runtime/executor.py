@@ -365,7 +365,6 @@ class ClusterExecutor(Executor):
         while isinstance(fn, functools.partial):
             fn, args, kwargs = fn.func, (*fn.args, *args), {**fn.keywords, **kwargs}
         function = calls.reference(fn)
-        # An app without tasks of its own, as clients connect with, does not know what the workers allow.
-        if calls.allowed(self._app):
+        if calls.knows(self._app):
             calls.check(self._app, function)
         return function, args, kwargs
