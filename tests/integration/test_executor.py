@@ -213,7 +213,7 @@ LEFT_OUT = {
     "test_interpreter_shutdown": "prints in the worker, and makes its executor by its class's name",
     "test_submit_after_interpreter_shutdown": "makes its executor by its class's name",
     "test_hang_gh83386": "prints in the worker, and makes its executor by its class's name",
-    "test_cancel_futures": "wants a call to have run already; ours are all cancelled in time, see our own test",
+    "test_cancel_futures": "wants a call to have run by then; here all are cancelled in time",
     "test_hang_gh94440": "makes its executor with a multiprocessing context",
     "test_map_buffersize_type_validation": "buffersize is of a later Python",
 }

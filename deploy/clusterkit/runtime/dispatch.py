@@ -80,7 +80,10 @@ class Work(Protocol):
     """Where chunks come from."""
 
     closed: bool
-    idle: bool
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing waits to be sent."""
 
     def take_all(self) -> list[Any]:
         """Return all that waits: each can ``fail``."""
@@ -255,9 +258,8 @@ class Dispatcher:
                 self._pipeline.close()
                 self._pipeline = None
             chunks = [self._sent.pop(task_id, None) for task_id in unconfirmed]
-            for task_id, chunk in list(self._sent.items()):
-                if chunk in unsent:
-                    chunks.append(self._sent.pop(task_id, None))
+            mine = [task_id for task_id, chunk in list(self._sent.items()) if chunk in unsent]
+            chunks += [self._sent.pop(task_id, None) for task_id in mine]
             for chunk in chunks:
                 if chunk is not None:
                     chunk.fail(error)
