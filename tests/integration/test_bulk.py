@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -31,8 +30,7 @@ ECHO = "tasks.probes.echo"
 def _nobody_reads(cluster: LocalCluster) -> Iterator[None]:
     """The queue keeps what is sent to it: its worker node is stopped."""
     supervisorctl = str(cluster.home / "bin" / "supervisorctl")
-    listed = subprocess.run([supervisorctl, "status"], capture_output=True, text=True, check=False).stdout
-    (service,) = re.findall(r"^(worker-io\S*) +RUNNING", listed, re.MULTILINE)
+    service = cluster.running_slot("worker-io")
     subprocess.run([supervisorctl, "stop", service], check=True, capture_output=True)
     yield
     subprocess.run([supervisorctl, "start", service], check=True, capture_output=True)
@@ -147,6 +145,14 @@ def test_a_killed_broker_loses_nothing_that_was_submitted(
     found = [message.headers["id"] for message in parked(20_000)]
     assert set(found) == {submission.id(number) for number in range(20_000)}
     assert len(found) - 20_000 <= 500, "at most a window was sent twice"
+
+
+def test_a_broker_of_the_list_that_is_dead_is_passed_by(
+    operator: Celery, parked: Callable[[int], list[Any]]
+) -> None:
+    operator.conf.broker_url = f"amqp://127.0.0.1:1//;{operator.conf.broker_url}"
+    submission = submit_many(ECHO, range(100), app=operator, queue=QUEUE, timeout=10)
+    assert submission.confirmed == len(parked(100)) == 100
 
 
 def test_each_task_that_no_queue_takes_is_told(operator: Celery, parked: Callable[[int], list[Any]]) -> None:

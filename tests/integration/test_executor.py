@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import re
 import signal
 import subprocess
 import threading
@@ -171,8 +170,7 @@ def test_a_program_that_ends_waits_for_its_calls(cluster: LocalCluster) -> None:
 def _worker_for_cpython(cluster: LocalCluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """A worker node in the place of `io` that may call what CPython's tests call."""
     supervisorctl = str(cluster.home / "bin" / "supervisorctl")
-    listed = subprocess.run([supervisorctl, "status"], capture_output=True, text=True, check=False).stdout
-    (service,) = re.findall(r"^(worker-io\S*) +RUNNING", listed, re.MULTILINE)
+    service = cluster.running_slot("worker-io")
     subprocess.run([supervisorctl, "stop", service], check=True, capture_output=True)
     log = tmp_path_factory.mktemp("calls") / "worker.log"
     environment = {
