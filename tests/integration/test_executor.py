@@ -220,7 +220,10 @@ GROUPS = {
     "as_completed": "AsCompletedTests",
     "executor": "ExecutorTest",
     "shutdown": "ExecutorShutdownTest",
+    "process_pool": "ProcessPoolExecutorTest",
 }
+#: Of the tests of processes, those that are about any executor.
+OF_PROCESSES = {"test_map_chunksize"}
 
 
 def of_cpython() -> list[Any]:
@@ -235,6 +238,7 @@ def of_cpython() -> list[Any]:
         )
         for place, group in GROUPS.items()
         for name in unittest.TestLoader().getTestCaseNames(getattr(found[place], group))
+        if place != "process_pool" or name in OF_PROCESSES
     ]
 
 

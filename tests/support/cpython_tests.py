@@ -10,6 +10,9 @@ from types import ModuleType
 
 import test  # type: ignore[import-not-found] # mypy knows no tests
 
+_PARTS = ("wait", "as_completed", "shutdown", "process_pool")
+_HELPERS = ("executor", "util")
+
 
 def find() -> None:
     """Let ``test`` have what the distribution installs apart, for the same Python."""
@@ -29,9 +32,6 @@ def modules() -> dict[str, ModuleType]:
     name = "test.test_concurrent_futures"
     whole = importlib.import_module(name)
     if not hasattr(whole, "__path__"):
-        return dict.fromkeys(("wait", "as_completed", "executor", "shutdown", "util"), whole)
-    places = {"wait": "test_wait", "as_completed": "test_as_completed", "shutdown": "test_shutdown"}
-    return {
-        short: importlib.import_module(f"{name}.{places.get(short, short)}")
-        for short in ("wait", "as_completed", "executor", "shutdown", "util")
-    }
+        return dict.fromkeys((*_PARTS, *_HELPERS), whole)
+    parts = {part: importlib.import_module(f"{name}.test_{part}") for part in _PARTS}
+    return parts | {helper: importlib.import_module(f"{name}.{helper}") for helper in _HELPERS}
