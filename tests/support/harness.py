@@ -109,6 +109,19 @@ class LocalCluster:
         command = [supervisorctl, "pid", found[1]]
         return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
+    def running_slot(self, service: str) -> str:
+        """The supervisor's name of the one slot of a worker node that runs, after a hand-over if need be."""
+        supervisorctl = str(self.home / "bin" / "supervisorctl")
+
+        def running() -> list[str]:
+            done = subprocess.run([supervisorctl, "status"], capture_output=True, text=True, check=False)
+            found = re.findall(
+                rf"^({service}(?:\.[b-z])?) +(?:RUNNING|STARTING|STOPPING)", done.stdout, re.MULTILINE
+            )
+            return found if len(found) == 1 else []
+
+        return str(eventually(running, within=60, what=f"one {service} runs", cluster=self)[0])
+
     def broker(self) -> Broker:
         """RabbitMQ's HTTP API as the user monitor."""
         return deployment.monitor(self.model)

@@ -70,6 +70,12 @@ class NoClusterError(ClusterkitError):
     exit_code = 13
 
 
+class RefusedError(ClusterkitError):
+    """The broker has not taken a message, and will not: no queue for it, or a queue that stays full."""
+
+    exit_code = 14
+
+
 class InterruptedByUserError(ClusterkitError):
     """Ctrl-C while waiting; says how to get the results later."""
 

@@ -443,6 +443,11 @@ class Backend(celery_redis.SentinelBackend):
     def _create_client(self, **_: Any) -> redis.Redis:
         return client(self._cluster, patience=self.patience)
 
+    def on_task_call(self, producer: Any, task_id: str) -> None:
+        """Subscribe to the result of a task that is about to be sent, unless there are too many of them."""
+        if getattr(producer, "subscribes", True):
+            super().on_task_call(producer, task_id)
+
     def exception_safe_to_retry(self, exc: Exception) -> bool:
         """Whether Celery shall repeat what failed: no, the client has."""
         del exc
@@ -456,13 +461,30 @@ class Backend(celery_redis.SentinelBackend):
         """Return the values of ``keys``; only those who wait for results ask, and they go on without."""
         return self.hasty_client.mget(keys)
 
-    def _set(self, key: Any, value: Any, expires: int | None = None) -> None:
+    def _set(self, key: Any, value: Any, expires: int | None = None, channel: Any = None) -> None:
         with self.client.pipeline(transaction=False) as commands:
             commands.set(key, value, ex=(self.expires if expires is None else expires) or None)
             self._confirm(commands)
             # Told when it is safe: what a client has seen, it will find again.
-            commands.publish(key, value)
+            commands.publish(channel or key, value)
             self._confirmed(commands.execute()[1:])
+
+    def tell(self, task_id: str, result: str, channel: str) -> None:
+        """Store the result of a task, JSON already, and tell it on ``channel`` instead of its own."""
+        meta = f'{{"status": "SUCCESS", "task_id": "{task_id}", "result": {result}}}'
+        self.ensure(self._set, (self.get_key_for_task(task_id), meta, None, channel))
+
+    def claim(self, key: str, as_what: bytes, task_id: str, channel: str) -> bool:
+        """Have a task be ``as_what`` unless it is something else already; tell ``channel`` that it begins."""
+        return bool(self.ensure(self._claim, (key, as_what, task_id, channel)))
+
+    def _claim(self, key: str, as_what: bytes, task_id: str, channel: str) -> bool:
+        with self.client.pipeline(transaction=False) as commands:
+            commands.set(key, as_what, nx=True, ex=self.expires or None)
+            commands.get(key)
+            if channel:
+                commands.publish(channel, f'{{"status": "STARTED", "task_id": "{task_id}"}}')
+            return bool(commands.execute()[1] == as_what)
 
     def _set_chord_key(self, key: Any, value: Any) -> None:
         self.ensure(self._store, (key, value))

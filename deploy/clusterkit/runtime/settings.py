@@ -11,7 +11,7 @@ import socket
 import ssl
 from typing import TYPE_CHECKING, Any, Final
 
-from clusterkit.runtime import drill, probe, resize, results, stock
+from clusterkit.runtime import calls, drill, probe, resize, results, stock
 from clusterkit.runtime.clusterfile import CONFIG_VARIABLE, ClusterFile
 from clusterkit.runtime.queues import EXCHANGE, queues
 
@@ -103,6 +103,7 @@ def configure(app: Celery) -> Celery:
     probe.register(app)
     resize.attach(app)
     drill.register(app)
+    calls.register(app)
     path = os.environ.get(CONFIG_VARIABLE)
     return join(app, ClusterFile.load(path)) if path else app
 

@@ -1,0 +1,113 @@
+"""What a worker calls for a ``ClusterExecutor``, and what it does not."""
+
+from __future__ import annotations
+
+import functools
+import subprocess
+from typing import Any
+
+import pytest
+from celery import Celery
+
+from clusterkit.runtime import calls, configure
+from clusterkit.runtime.errors import BadInputError
+from tasks.app import app as default_app
+from tasks.compute import fibonacci, tile_pixels
+
+
+def test_functions_and_tasks_are_named_by_module_and_name() -> None:
+    assert calls.reference(tile_pixels) == "tasks.compute:tile_pixels"
+    assert calls.reference(fibonacci) == "tasks.compute:fibonacci"
+
+
+def module_level() -> None:
+    """Be importable."""
+
+
+class Thing:
+    """Has a method."""
+
+    def method(self) -> None:
+        """Be bound."""
+
+
+@pytest.mark.parametrize(
+    "function", [lambda: 1, functools.partial(print), Thing().method], ids=["lambda", "partial", "method"]
+)
+def test_what_no_worker_can_import_is_refused(function: Any) -> None:
+    with pytest.raises(calls.NotCallableError):
+        calls.reference(function)
+
+
+def test_a_function_inside_a_function_is_refused() -> None:
+    def inner() -> None: ...
+
+    with pytest.raises(calls.NotCallableError, match="inside a function"):
+        calls.reference(inner)
+
+
+def test_the_packages_of_the_apps_tasks_are_allowed() -> None:
+    default_app.loader.import_default_modules()
+    assert calls.allowed(default_app) == ("tasks",)
+    assert calls.resolve(default_app, "tasks.compute:tile_pixels") is tile_pixels
+    assert calls.resolve(default_app, "tasks.compute:fibonacci")(10) == 55
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        "os:system",
+        "posix:system",
+        "subprocess:run",
+        "builtins:eval",
+        "tasks.app:os.system",
+        "tasks.compute:sys.exit",
+        "tasks.compute:base64.b64encode",
+        "tasks.crawl:app.conf.update",
+        "tasks.compute:fibonacci.__globals__",
+        "tasks.compute:fibonacci.run.__globals__.clear",
+        "tasks.compute:app.send_task",
+        "tasksevil:run",
+        "clusterkit.runtime.calls:resolve",
+        "celery.app.base:Celery",
+    ],
+)
+def test_nothing_else_is_called_whatever_a_message_says(function: str) -> None:
+    default_app.loader.import_default_modules()
+    with pytest.raises((calls.NotCallableError, ImportError)):
+        calls.resolve(default_app, function)
+
+
+def test_the_setting_replaces_the_rule() -> None:
+    app = configure(Celery("unit", set_as_current=False))
+    assert calls.allowed(app) == ()
+    with pytest.raises(calls.NotCallableError):
+        calls.resolve(app, "subprocess:run")
+    app.conf.clusterkit_callables = ["math", "subprocess"]
+    assert calls.resolve(app, "subprocess:run") is subprocess.run
+    assert calls.resolve(app, "math:sqrt")(9) == 3
+    with pytest.raises(calls.NotCallableError, match="not defined in subprocess"):
+        calls.resolve(app, "subprocess:os.system")
+
+
+def test_a_value_that_json_cannot_carry_fails_its_own_call_alone() -> None:
+    app = configure(Celery("unit", set_as_current=False))
+    app.conf.clusterkit_callables = ["builtins"]
+    outcome = calls._run(app, "builtins:iter", [["ab"]], stop=False)
+    outcome["values"] += [1]
+    text = calls._encoded(outcome)
+    assert '"values": [null, 1]' in text
+    assert "JSON cannot carry" in text
+
+
+def test_after_a_failed_call_of_a_map_none_is_begun() -> None:
+    app = configure(Celery("unit", set_as_current=False))
+    app.conf.clusterkit_callables = ["builtins"]
+    every = calls._run(app, "builtins:divmod", [[1, 1], [1, 0], [2, 1]], stop=False)
+    assert (every["values"], list(every["errors"])) == ([(1, 0), None, (2, 0)], ["1"])
+    assert calls._run(app, "builtins:divmod", [[1, 0], [2, 1]], stop=True)["values"] == [None]
+
+
+def test_arguments_that_json_cannot_carry_are_refused() -> None:
+    with pytest.raises(BadInputError, match="JSON"):
+        calls.check_json([object()])

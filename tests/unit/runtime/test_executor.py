@@ -1,0 +1,73 @@
+"""How many calls go into a chunk."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from celery import Celery
+
+from clusterkit.runtime import configure
+from clusterkit.runtime.bulk import Submission, submit_many
+from clusterkit.runtime.errors import BadInputError
+from clusterkit.runtime.executor import ClusterExecutor, _Mapped, _Work
+
+
+def sizes(work: _Work, *, processes: int = 2) -> list[int]:
+    chunks = iter(lambda: work.next_chunk(0, processes, 0.0), None)
+    return [len(chunk.calls) for chunk in itertools.islice(chunks, 10_000)]
+
+
+def work_with(calls: int, chunksize: int | None = None, seconds: float | None = None) -> _Work:
+    work = _Work()
+    work.batches.append(_Mapped("m:f", [(n,) for n in range(calls)], chunksize))
+    if seconds is not None:
+        work.measured("m:f", 1, seconds)
+    return work
+
+
+def test_a_chunk_size_that_is_given_is_exact() -> None:
+    assert sizes(work_with(10, chunksize=4, seconds=1e-6)) == [4, 4, 2]
+
+
+def test_long_calls_go_alone() -> None:
+    assert sizes(work_with(20, seconds=0.5)) == [1] * 20
+
+
+def test_short_calls_share_a_message_and_the_last_chunks_are_small() -> None:
+    found = sizes(work_with(100_000, seconds=1e-4))
+    assert sum(found) == 100_000
+    assert max(found) == 1_000, "a tenth of a second"
+    assert found[-2] == 50, "5 ms"
+    assert found == sorted(found, reverse=True)
+
+
+def test_tiny_calls_do_not_pay_a_message_each() -> None:
+    assert len(sizes(work_with(100_000, seconds=1e-6))) <= 25
+
+
+def test_while_nothing_is_known_few_calls_are_sent_and_many_when_they_take_long() -> None:
+    work = work_with(5_000)
+    assert work.next_chunk(32, 1, patience=0.0) is None
+    assert work.next_chunk(32, 1, patience=0.2) is not None
+
+
+def test_ids_of_a_submission_are_computed() -> None:
+    submission = Submission(Celery("unit", set_as_current=False), lambda task_id: task_id)
+    submission.sent = 1_000_000
+    assert submission[41] == submission.id(41)
+    assert submission[-1] == submission.id(999_999)
+    assert len({submission.id(n) for n in range(1_000)}) == 1_000
+    assert all(len(submission.id(n)) == 36 for n in (0, 999_999))
+    with pytest.raises(IndexError):
+        submission[1_000_000]
+
+
+def test_mistakes_are_told_before_anything_is_sent() -> None:
+    app = configure(Celery("unit", broker="memory://", set_as_current=False))
+    with pytest.raises(BadInputError, match="task_id"):
+        submit_many("a.task", [1], app=app, task_id="x")
+    with pytest.raises(BadInputError, match="window"):
+        submit_many("a.task", [1], app=app, window=0)
+    with pytest.raises(BadInputError, match="connected to a cluster"):
+        ClusterExecutor(app)
