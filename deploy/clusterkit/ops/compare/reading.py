@@ -29,9 +29,10 @@ def sentences(comparison: Comparison) -> Iterator[str]:
     disturbed = [work for work in compared if work.disturbed >= _DISTURBED]
     if disturbed:
         most = max(work.disturbed for work in disturbed)
+        names = " and ".join(work.work for work in disturbed)
         yield (
-            f"The machine was busy with something else: the plain loop waited up to {most:.0%} of its time for a"
-            f" core. So nothing is said here about who is fastest at {' and '.join(w.work for w in disturbed)};"
+            f"The machine was busy with something else: the plain loop waited up to {most:.0%} of its time"
+            f" for a core. So nothing is said about who is fastest at {names};"
             " CPU time and memory hold."
         )
     for work in compared:
@@ -43,10 +44,8 @@ def _rates(compared: Compared, cores: int) -> Iterator[str]:
     """Say who is fast, who is not, and what the fast ones take of memory."""
     ran = compared.ran
     fast = [figure for figure in ran if figure.rate >= _CLOSE * ran[0].rate]
-    verb = "are" if len(fast) > 1 else "is"
-    yield (
-        f"{_listed(fast)} {verb} fastest, {compared.times(fast[0]):.1f} times the plain loop{_cores(fast[0], cores)}."
-    )
+    best = f"{_listed(fast)} {'are' if len(fast) > 1 else 'is'} fastest"
+    yield f"{best}, {compared.times(fast[0]):.1f} times the plain loop{_cores(fast[0], cores)}."
     slow = [
         figure
         for figure in ran

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
 #: What each column shows of a variant that ran.
 COLUMNS: Final[dict[str, Callable[[Compared, Figure], str]]] = {
-    "s": lambda _, figure: f"{figure.seconds:.2f}",
     "calls/s": lambda _, figure: f"{figure.rate:.1f}",
     "x plain": lambda compared, figure: f"{compared.times(figure):.2f}",
     "CPU ms": lambda _, figure: f"{1000 * figure.processor:.1f}",
@@ -26,9 +25,9 @@ COLUMNS: Final[dict[str, Callable[[Compared, Figure], str]]] = {
 }
 #: What the columns mean.
 LEGEND: Final = (
-    "s: all calls, the median of the rounds, without starting the pools. CPU ms: user and system time a call"
-    " of the processes that call and that work; servers ms: of RabbitMQ and the result store. MB: peak memory"
-    " of the former (PSS: a page that several share counts once)."
+    "calls/s: the median of the rounds, without starting the pools. CPU ms: user and system time a call of"
+    " the processes that call and that work; servers ms: of RabbitMQ and the result store. MB: peak memory of"
+    " the former (PSS: a page that several share counts once)."
 )
 
 
@@ -60,6 +59,7 @@ def show(comparison: Comparison, console: Console) -> None:
     """Print a table for each work, how to read it, and the machine."""
     for compared in comparison.works:
         table = new_table(caption(compared), *HEAD, right=("at once", *COLUMNS))
+        table.columns[0].no_wrap = True
         for figure in compared.figures:
             style = "red" if figure.problem else None
             table.add_row(*cells(compared, figure), style=style)
