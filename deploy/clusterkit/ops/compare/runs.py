@@ -18,7 +18,7 @@ from clusterkit.ops.compare.figures import Comparison, machine
 from clusterkit.ops.compare.variants import chosen
 from clusterkit.ops.progress import Progress
 from clusterkit.runtime.errors import BadInputError
-from tasks import comparison_app
+from tasks import comparison, comparison_app
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -59,9 +59,11 @@ def run(cluster: Cluster, wanted: Wanted, console: Console) -> tuple[Comparison,
     """
     refuse_unless_for_it(cluster)
     variants = chosen(wanted.names)
+    paths = _paths()
+    comparison.add_paths(paths)
     mine = [works.own(wanted.function, wanted.arguments, wanted.calls)] if wanted.function else []
     cores = len(os.sched_getaffinity(0))
-    setting = measure.Setting(wanted.rounds, cores, wanted.concurrency, _paths(), cluster)
+    setting = measure.Setting(wanted.rounds, cores, wanted.concurrency, paths, cluster)
     if mine and not wanted.calls and len(mine[0].calls) == 1:
         mine = [measure.sized(mine[0], setting)]
     started = time.time()
