@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 from amqp.exceptions import RecoverableConnectionError
+from celery.worker import loops
 
-from clusterkit.runtime.consumer import Consumer, MalformedTaskError, _check
+from clusterkit.runtime.consumer import Consumer, MalformedTaskError, _check, _read_without_waiting
 
 HEADERS = {"task": "shop.ping", "id": "1"}
 
@@ -68,3 +69,11 @@ def test_a_green_worker_goes_on_while_its_connection_is_the_one_it_began_on() ->
 def test_a_green_worker_whose_connection_was_replaced_begins_again(lost: dict[str, Any]) -> None:
     with pytest.raises(RecoverableConnectionError):
         looping(**lost).perform_pending_operations()
+
+
+def test_a_greenlet_worker_does_not_wait_for_its_events_connection() -> None:
+    """Celery's loop asks for 0.1 s after each message, which was ten tasks a second and no more."""
+    waits: list[float] = []
+    connection = SimpleNamespace(drain_events=lambda timeout: waits.append(timeout))  # noqa: PLW0108 - by name
+    loops._quick_drain(_read_without_waiting(connection))
+    assert waits == [0]

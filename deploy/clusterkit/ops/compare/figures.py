@@ -83,6 +83,11 @@ class Compared:
         """The variants that have figures, the fastest first."""
         return sorted((figure for figure in self.figures if figure.ran), key=lambda figure: -figure.rate)
 
+    @property
+    def sound(self) -> list[Figure]:
+        """Those of them whose results are the plain loop's."""
+        return [figure for figure in self.ran if not figure.problem]
+
 
 @dataclass(frozen=True)
 class Comparison:

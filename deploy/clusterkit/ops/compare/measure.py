@@ -24,9 +24,10 @@ if TYPE_CHECKING:
     from clusterkit.ops.model import Cluster
     from clusterkit.ops.progress import Progress
 
-#: Seconds a variant has for a round: at least, and as many times the plain loop's.
+#: Seconds a variant has for a round: at least, and as many times the plain loop's; and the plain loop itself.
 _PATIENCE: Final = 60.0
 _PATIENCE_TIMES: Final = 10.0
+_PLAIN_PATIENCE: Final = 600.0
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,6 @@ def _make_ready(variant: Variant, work: Work, setting: Setting, stack: contextli
     }
     child.tell(json.dumps(job))
     try:
-        # Of what is already running, the plain loop shall not be told.
         child.ask("warm", _PATIENCE)
     except ChildError as error:
         place.problem = str(error)
@@ -149,7 +149,7 @@ def _measure(place: _Place, patience: float) -> None:
 
 
 def _patience(plain: _Place) -> float:
-    return max(_PATIENCE, _PATIENCE_TIMES * max(plain.seconds, default=0.0))
+    return max(_PATIENCE, _PATIENCE_TIMES * max(plain.seconds)) if plain.seconds else _PLAIN_PATIENCE
 
 
 def _look_at_results(place: _Place, plain: _Place) -> None:

@@ -24,8 +24,8 @@ _DISTURBED: Final = 0.15
 
 
 def sentences(comparison: Comparison) -> Iterator[str]:
-    """Yield the sentences for each work that at least two variants did."""
-    compared = [work for work in comparison.works if len(work.ran) > 1]
+    """Yield the sentences for each work that at least two variants did as the plain loop does."""
+    compared = [work for work in comparison.works if len(work.sound) > 1]
     disturbed = [work for work in compared if work.disturbed >= _DISTURBED]
     if disturbed:
         most = max(work.disturbed for work in disturbed)
@@ -42,7 +42,7 @@ def sentences(comparison: Comparison) -> Iterator[str]:
 
 def _rates(compared: Compared, cores: int) -> Iterator[str]:
     """Say who is fast, who is not, and what the fast ones take of memory."""
-    ran = compared.ran
+    ran = compared.sound
     fast = [figure for figure in ran if figure.rate >= _CLOSE * ran[0].rate]
     best = f"{_listed(fast)} {'are' if len(fast) > 1 else 'is'} fastest"
     yield f"{best}, {compared.times(fast[0]):.1f} times the plain loop{_cores(fast[0], cores)}."
@@ -86,7 +86,7 @@ def _cores(fastest: Figure, cores: int) -> str:
 
 def _price(compared: Compared) -> Iterator[str]:
     """Say what it costs that calls are messages: the best of Celery's against the plain loop."""
-    celery = [figure for figure in compared.ran if figure.servers]
+    celery = [figure for figure in compared.sound if figure.servers]
     if celery and celery[0].kind != "one at a time":
         best = celery[0]
         more = 1000 * (best.processor - compared.plain.processor)
