@@ -26,6 +26,7 @@ def comparing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster
     moved = {**settings, "home": ".cluster/itest-compare", "port_base": PORT_BASE + 1_000}
     cluster = new_cluster("itest-compare", tmp_path_factory.mktemp("clusters"), **moved)
     cluster.make("cluster-destroy", "YES=1")
+    cluster.up()
     yield cluster
     cluster.make("cluster-destroy", "YES=1")
 
@@ -37,7 +38,7 @@ def compare(cluster: LocalCluster, *variables: str, code: int = 0) -> dict[str, 
 
 
 def test_every_system_does_the_same_work_with_the_same_results(comparing: LocalCluster) -> None:
-    found = compare(comparing, "N=12", "KEEP=1")
+    found = compare(comparing, "N=6", "KEEP=1")
     assert found["problems"] == []
     assert [work["work"] for work in found["works"]] == ["primes", "mandelbrot", "crawl"]
     for work in found["works"]:

@@ -21,6 +21,7 @@ from celery.result import GroupResult
 from harness import LocalCluster, eventually
 from labcluster import FIGURES
 
+from clusterkit.ops import deployment
 from clusterkit.runtime import client
 
 #: Seconds after which an experiment with Parallel Python counts as hung.
@@ -129,7 +130,7 @@ def test_tasks_survive_a_kill_of_a_process_at_work(
     cluster: LocalCluster, app: Celery, table: list[tuple[str, str, str]]
 ) -> None:
     result = naps(app, 2.0, 6)
-    eventually(lambda: running(app), within=30, what="tasks that run", cluster=cluster)
+    eventually(lambda: running(cluster), within=30, what="tasks that run", cluster=cluster)
     pool(cluster, "large")[0].send_signal(signal.SIGKILL)
     done = len(client.wait(result, timeout=90))
     seen = parallelpython.observe("killed", DEADLINE)
@@ -142,7 +143,7 @@ def test_a_node_that_was_killed_comes_back_and_works(
 ) -> None:
     before = cluster.pid_of("worker-large")
     result = naps(app, 3.0, 6)
-    eventually(lambda: running(app), within=30, what="tasks that run", cluster=cluster)
+    eventually(lambda: running(cluster), within=30, what="tasks that run", cluster=cluster)
     os.kill(before, signal.SIGKILL)
     done = len(client.wait(result, timeout=120))
 
@@ -161,7 +162,8 @@ def test_a_node_that_was_killed_comes_back_and_works(
     assert done == 6
 
 
-def running(app: Celery) -> bool:
+def running(cluster: LocalCluster) -> bool:
     """Whether the large node runs as many tasks as it can."""
-    active = app.control.inspect(destination=["large@localhost"], timeout=2).active() or {}
+    control = deployment.operator_app(cluster.model).control
+    active = control.inspect(destination=["large@localhost"], timeout=2).active() or {}
     return sum(len(tasks) for tasks in active.values()) == 3

@@ -13,6 +13,8 @@ from typing import Any, Final
 from clusterkit.ops.compare.variants import PLAIN
 
 MEGABYTE: Final = 1_000_000
+#: Part of its time that the plain loop waited for a core from which on the rates are doubtful.
+DISTURBED: Final = 0.15
 #: Packages whose versions decide what is measured.
 _PACKAGES: Final = ("celery", "kombu", "gevent", "eventlet", "ppft")
 
@@ -77,6 +79,11 @@ class Compared:
     def disturbed(self) -> float:
         """The part of its time that the plain loop waited for a core: other programs had it."""
         return self.plain.queued / self.plain.seconds if self.plain.seconds else 0.0
+
+    @property
+    def quiet(self) -> bool:
+        """Whether the machine was quiet enough to say who is fast."""
+        return self.disturbed < DISTURBED
 
     @property
     def ran(self) -> list[Figure]:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from clusterkit.ops.compare.figures import Compared, Comparison, Figure
 
-_WIDTH, _NAMES, _GAP, _VALUE = 960, 168, 16, 58
+_WIDTH, _NAMES, _GAP, _VALUE = 960, 150, 14, 84
 _ROW, _BAR, _HEAD, _FOOT = 19, 13, 50, 18
 _TOP: Final = 10
 
@@ -49,7 +49,9 @@ def svg(comparison: Comparison) -> str:
     for compared in comparison.works:
         parts.append(_work(compared, top))
         top += _HEAD + _ROW * len(compared.figures) + _FOOT
-    for line in _wrapped(tables.machine(comparison)):
+    busy = [work.work for work in comparison.works if not work.quiet]
+    note = f"; the machine was busy: do not compare the rates of {', '.join(busy)}" if busy else ""
+    for line in _wrapped(f"{tables.machine(comparison)}{note}"):
         parts.append(f'<text x="4" y="{top + 4}">{escape(line)}</text>')
         top += 15
     works = ", ".join(compared.work for compared in comparison.works)

@@ -19,14 +19,12 @@ _NO_FASTER: Final = 1.25
 _BUSY: Final = 0.75
 #: Of one core, at most, that calls keep busy that mostly wait.
 _WAITS: Final = 0.5
-#: Part of its time that the plain loop waited for a core from which on the rates are doubtful.
-_DISTURBED: Final = 0.15
 
 
 def sentences(comparison: Comparison) -> Iterator[str]:
     """Yield the sentences for each work that at least two variants did as the plain loop does."""
     compared = [work for work in comparison.works if len(work.sound) > 1]
-    disturbed = [work for work in compared if work.disturbed >= _DISTURBED]
+    disturbed = [work for work in compared if not work.quiet]
     if disturbed:
         most = max(work.disturbed for work in disturbed)
         names = " and ".join(work.work for work in disturbed)
@@ -36,7 +34,7 @@ def sentences(comparison: Comparison) -> Iterator[str]:
             " CPU time and memory hold."
         )
     for work in compared:
-        rates = () if work in disturbed else _rates(work, comparison.cores)
+        rates = _rates(work, comparison.cores) if work.quiet else ()
         yield " ".join([f"{work.work}: {_bound(work)}.", *rates, *_price(work)])
 
 
