@@ -78,7 +78,8 @@ def naps(app: Celery, seconds: float, number: int) -> GroupResult:
 
 
 def by_node(result: GroupResult) -> Counter[str]:
-    return Counter(task.worker.partition("@")[0] for task in result.results)
+    """Count the tasks of each node, in whichever of its slots it runs (`large@host`, `large.b@host`)."""
+    return Counter(task.worker.partition("@")[0].partition(".")[0] for task in result.results)
 
 
 def hung(seen: dict[str, Any]) -> str:
