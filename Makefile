@@ -51,6 +51,12 @@
 #   TASKS     tasks to send in each drill, at least (drill)                           [10000]
 #   RATE      tasks a second (drill)                                                    [200]
 #   SEED      decides about targets; the same one repeats a run (drill)                    []
+#   WORK      cpu, io or all (compare)                                                    [all]
+#   ONLY      systems, with commas: threading, prefork, ... (compare)         [all of them]
+#   REPEATS   rounds, of which the medians are shown (compare)                              [3]
+#   CONCURRENCY  calls at once, for all systems alike (compare)      [what `auto` is for each]
+#             compare: TASK= a function of your own, mymodule:function; ARGS= its arguments for every call, or
+#             a list of such lists; N= calls; KEEP=1 leaves its cluster running
 #   PYTHON    interpreter the virtual environment is made with, 3.11 or later       [python3]
 
 CLUSTER ?= local
@@ -75,7 +81,7 @@ rollout = $(if $(CANARY),--canary $(CANARY)) $(if $(SERIAL),--serial $(SERIAL)) 
         dlq-list dlq-show dlq-replay dlq-drop queue-dump queue-load \
         cluster-release cluster-rollback cluster-releases cluster-scale cluster-discover cluster-tune cluster-rotate cluster-backup cluster-restore cluster-audit cluster-drain cluster-undrain cluster-down cluster-destroy \
         broker-restart broker-upgrade broker-remove broker-replace bundle drill drill-list \
-        lab-up lab-status lab-ssh lab-down compose-up compose-status compose-down submit flower \
+        lab-up lab-status lab-ssh lab-down compose-up compose-status compose-down submit flower compare \
         test lint format reference requirements
 
 ##@ Help
@@ -209,6 +215,12 @@ submit: .venv/.ready ## submit a task and wait for its result [TASK= ARGS= WAIT=
 
 flower: .venv/.ready ## Flower's address, and where its password is [OPEN=1]
 	@$(clusterkit) flower $(json) $(if $(filter 1,$(OPEN)),--open)
+
+compare: CLUSTER = compare
+compare: .venv/.ready ## the same work under nine systems, side by side [WORK= ONLY= REPEATS= CONCURRENCY= TASK= ARGS= N=]
+	@$(clusterkit) compare $(json) $(if $(TASK),'$(TASK)' --args '$(ARGS)') $(if $(WORK),--work $(WORK)) \
+	  $(if $(ONLY),--only '$(ONLY)') $(if $(REPEATS),--repeats $(REPEATS)) $(if $(N),--calls $(N)) \
+	  $(if $(CONCURRENCY),--concurrency $(CONCURRENCY)) $(if $(filter 1,$(KEEP)),--keep)
 
 ##@ Drills
 drill: .venv/.ready ## cause faults under load and count what they cost; needs drills: true [DRILL= TASKS= RATE= SEED=]

@@ -15,6 +15,7 @@ from clusterkit.ops import (
     audit_cli,
     backup_cli,
     broker_cli,
+    compare_cli,
     compose_cli,
     dlq_cli,
     drain_cli,
@@ -50,7 +51,8 @@ from clusterkit.runtime.errors import (
 EXIT_CODES = """
 Exit codes: 0 done; 2 usage; 3 inventory; 4 preflight (nothing was changed); 5 deployment;
 6 the cluster does not answer; 7 it answers but is not well; 8 the app's release; 9 the task failed;
-10 unknown task; 11 no result in time; 12 not confirmed by the broker; 13 no such cluster; 130 interrupted.
+10 unknown task; 11 no result in time; 12 not confirmed by the broker; 13 no such cluster;
+14 the broker refused a task; 15 a comparison found a difference; 130 interrupted.
 """
 
 app = typer.Typer(
@@ -80,6 +82,7 @@ app.add_typer(queue_cli.commands, name="queue")
 app.add_typer(lab_cli.commands, name="lab")
 app.add_typer(compose_cli.compose_commands, name="compose")
 app.add_typer(drills_cli.commands, name="drill")
+app.command()(compare_cli.compare)
 cluster_commands.command()(audit_cli.audit)
 cluster_commands.command()(drain_cli.drain)
 cluster_commands.command()(drain_cli.undrain)

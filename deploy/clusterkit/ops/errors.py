@@ -50,3 +50,9 @@ class ReleaseError(ClusterkitError):
     """The user's app could not be built, installed or imported."""
 
     exit_code = 8
+
+
+class ComparisonError(ClusterkitError):
+    """A system that was compared could not run, or its results differ from the plain loop's."""
+
+    exit_code = 15

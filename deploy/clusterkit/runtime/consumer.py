@@ -19,7 +19,7 @@ from celery.utils.threads import bound_open_broker_sockets
 import clusterkit.runtime.giveback  # noqa: F401 - registers the control command
 from clusterkit.runtime import properties, rejections
 from clusterkit.runtime.drain import Drain
-from clusterkit.runtime.events import Dispatcher
+from clusterkit.runtime.events import Dispatcher, without_confirms
 from clusterkit.runtime.settings import weakened
 
 if TYPE_CHECKING:
@@ -94,12 +94,12 @@ class Consumer(celery.worker.consumer.Consumer):
 
     def connection_for_read(self, heartbeat: float | None = None) -> Connection:
         """Return the connection that tasks and control commands arrive on."""
-        return self.ensure_connected(_without_confirms(self.app.connection_for_read(heartbeat=heartbeat)))
+        return self.ensure_connected(without_confirms(self.app.connection_for_read(heartbeat=heartbeat)))
 
     def connection_for_write(self, url: str | None = None, heartbeat: float | None = None) -> Connection:
         """Return the connection that the worker's own events leave on."""
         return self.ensure_connected(
-            _without_confirms(self.app.connection_for_write(url=url, heartbeat=heartbeat))
+            without_confirms(self.app.connection_for_write(url=url, heartbeat=heartbeat))
         )
 
     def loop_args(self) -> tuple[Any, ...]:
@@ -179,17 +179,6 @@ class Consumer(celery.worker.consumer.Consumer):
             (message.delivery_info or {}).get("routing_key"),
         )
         message.reject_log_error(logger, self.connection_errors)
-
-
-def _without_confirms(connection: Connection) -> Connection:
-    """Turn publisher confirms off on the main process's own connections.
-
-    What leaves on them (events, heartbeats, replies to control commands) may be lost, and must not
-    block the main process while the broker holds publishers back: with confirms it would stand still
-    until the alarm is over, its tasks with it.
-    """
-    connection.transport_options = {**connection.transport_options, "confirm_publish": False}
-    return connection
 
 
 def _check(message: Message) -> None:

@@ -3,7 +3,8 @@
 In Celery 5.7 whoever has an event to tell sends it, one after the other: a task's greenlet, the timer, the
 one that takes messages. Where the connection of events is lost, the one whose turn it is makes it anew; when
 it is ended meanwhile, or never gets an answer, all others wait for ever, and the worker takes no task any
-more.
+more. And an answer may never come, for the worker's loop reads that connection as well; besides, it waits
+0.1 s there after each message, so that such a worker took no more than ten tasks a second.
 """
 
 from __future__ import annotations
@@ -37,6 +38,17 @@ _PAUSE = 1.0
 _LAST = 2.0
 
 
+def without_confirms(connection: kombu.Connection) -> kombu.Connection:
+    """Turn publisher confirms off on the main process's own connections.
+
+    What leaves on them (events, heartbeats, replies to control commands) may be lost, and must not
+    block the main process while the broker holds publishers back: with confirms it would stand still
+    until the alarm is over, its tasks with it.
+    """
+    connection.transport_options = {**connection.transport_options, "confirm_publish": False}
+    return connection
+
+
 class Dispatcher(celery.events.dispatcher.EventDispatcher):
     """Celery's dispatcher with a thread (under gevent a greenlet) that alone uses the connection."""
 
@@ -46,6 +58,8 @@ class Dispatcher(celery.events.dispatcher.EventDispatcher):
         self._since = 0.0
         self._sender: threading.Thread | None = None
         super().__init__(*args, **kwargs)
+        # The loop reads the `connection` of a dispatcher. This one's is the sender's alone.
+        self.channel, self.connection = self.connection, None
 
     def send(self, type: str, blind: bool = False, **fields: Any) -> None:  # noqa: A002, FBT001, FBT002
         """Have an event sent, without waiting for it."""
@@ -75,11 +89,7 @@ class Dispatcher(celery.events.dispatcher.EventDispatcher):
         if self._since and time.monotonic() - self._since > _STUCK:
             logger.warning("an event could not be sent for %d s: connecting anew for the others", _STUCK)
             # The old one is left to whom it holds: to close it could take as long.
-            self.connection = self.app.connection_for_write()
-            self.connection.transport_options = {
-                **self.connection.transport_options,
-                "confirm_publish": False,
-            }
+            self.channel = without_confirms(self.app.connection_for_write(heartbeat=0))
             self._since = 0.0
             self.enable()
             self._begin()
@@ -96,7 +106,7 @@ class Dispatcher(celery.events.dispatcher.EventDispatcher):
     def _begin(self) -> None:
         self._wake.set()
         self._sender = threading.Thread(
-            target=self._run, args=(self.producer, self.connection), name="events", daemon=True
+            target=self._run, args=(self.producer, self.channel), name="events", daemon=True
         )
         self._sender.start()
 
@@ -133,7 +143,7 @@ class EventsStep(celery.worker.consumer.events.Events):
             super().start(c)
             return
         before = self._close(c)
-        connection = c.connection_for_write(heartbeat=c.amqheartbeat)
+        connection = c.connection_for_write(heartbeat=0)  # the worker's own heartbeat goes over it
         c.event_dispatcher = Dispatcher(
             connection, app=c.app, hostname=c.hostname, enabled=self.send_events, groups=self.groups
         )

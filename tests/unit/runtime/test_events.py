@@ -123,3 +123,8 @@ def test_an_ending_worker_sends_its_last_events(producers: list[Producer]) -> No
     wait_for(lambda: producers[0].sent == ["worker-offline"])
     told.send("worker-heartbeat")
     assert not told.waiting
+
+
+def test_the_loop_has_no_connection_of_events_to_read(producers: list[Producer]) -> None:
+    """It would take the sender's answers, and wait 0.1 s after each message."""
+    assert dispatcher().connection is None
