@@ -112,12 +112,12 @@ class Batches:
         """Use a slot of the pool, which is ours now."""
         self._asked = max(self._asked - 1, 0)
         batch = self._next_batch()
-        if len(batch) > 1:
-            self._send(batch)
-        elif batch:
+        if not batch:
+            self._consumer.controller.semaphore.release()
+        elif self._goes_alone(batch[0]):
             self._consumer.controller._process_task(batch[0])  # noqa: SLF001 - what Celery would have called
         else:
-            self._consumer.controller.semaphore.release()
+            self._send(batch)
         self._ask()
 
     def _next_batch(self) -> list[Any]:

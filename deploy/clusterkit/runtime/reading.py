@@ -16,8 +16,10 @@ if TYPE_CHECKING:
 
 #: Bytes asked for at once; what is left of it is copied with each frame, so that more is not better.
 PIECE: Final = 8_192
-#: Messages in one turn of the loop: results of the pool and heartbeats want their turn too.
-MESSAGES: Final = 64
+#: Frames in one turn of the loop, three a message: results of the pool and heartbeats want their turn too.
+FRAMES: Final = 192
+#: Bytes of a frame around its payload: type, channel, size, and the end.
+_AROUND: Final = 8
 
 
 def read_ahead(connection: Connection) -> None:
@@ -33,8 +35,9 @@ def _read(connection: Any, loop: Any) -> None:
     if not connection.connected:
         raise RecoverableConnectionError("the connection was closed")
     try:
-        for _ in range(MESSAGES):
-            connection.drain_events(timeout=0)
+        for _ in range(FRAMES):
+            # Without a timeout nothing is asked of the system for a frame that is here already.
+            connection.blocking_read(None if _is_here(connection.transport) else 0)
     except TimeoutError:
         return
     except OSError as error:
@@ -42,3 +45,9 @@ def _read(connection: Any, loop: Any) -> None:
             return
         raise
     loop.call_soon(_read, connection, loop)
+
+
+def _is_here(transport: Any) -> bool:
+    """Whether the whole of the next frame was read."""
+    read = transport._read_buffer  # noqa: SLF001
+    return len(read) >= _AROUND and len(read) >= _AROUND + int.from_bytes(read[3:7], "big")

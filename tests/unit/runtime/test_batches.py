@@ -107,7 +107,16 @@ def begun(job: SimpleNamespace, number: int) -> None:
 def test_a_task_goes_at_once_and_alone_while_a_process_is_idle() -> None:
     worker = Worker(processes=2)
     worker.take(Request("a"), Request("b"))
-    assert worker.alone == ["a", "b"]
+    assert [job.ids for job in worker.pool.jobs] == [["a"], ["b"]]
+
+
+def test_how_long_tasks_take_is_learnt_from_the_first() -> None:
+    worker = Worker()
+    worker.take(*(Request(each, name="new") for each in "abcd"))
+    assert worker.pool.jobs[-1].ids == ["a"]
+    worker.pool.jobs[-1].callback((0.001, [(True, (0, "", 0.001))]))
+    worker.next_slot()
+    assert worker.pool.jobs[-1].ids == ["b", "c", "d"]
 
 
 def test_tasks_that_waited_go_together() -> None:
@@ -135,7 +144,7 @@ def test_a_task_that_is_different_goes_with_nobody(other: Request) -> None:
     worker = Worker()
     assert worker.batch_of(Request("a"), Request("b"), other, Request("c")).ids == ["a", "b"]
     worker.next_slot()
-    assert worker.alone == ["first", "other"]
+    assert worker.alone == ["other"] or worker.pool.jobs[-1].ids == ["other"]
 
 
 def test_a_revoked_task_is_left_out() -> None:
@@ -155,7 +164,7 @@ def test_what_its_process_did_not_begin_for_want_of_time_waits_again_in_front() 
     worker.take(Request("c"))
     job.callback((1.0, [(True, (0, "", 1.0))]))
     worker.next_slot()
-    assert worker.alone == ["first", "b"]  # tasks of its name are now taken for long ones
+    assert worker.pool.jobs[-1].ids == ["b"]  # tasks of its name are now taken for long ones
 
 
 def test_of_a_process_that_died_only_what_had_begun_counts_as_lost() -> None:
