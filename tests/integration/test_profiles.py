@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import time
 import uuid
 from collections import Counter
 from collections.abc import Iterator
@@ -139,17 +138,6 @@ def test_a_task_that_kills_its_process_takes_no_other_with_it(cluster: LocalClus
     crash = app.send_task("tasks.probes.crash", queue="cpu")
     assert "delivered again" in crash.get(timeout=60)
     assert run.twice() <= IN_BATCHES
-
-
-def test_one_that_hangs_over_its_limit_is_ended_and_the_others_are_done(
-    cluster: LocalCluster, app: Celery
-) -> None:
-    hanging = app.send_task("tasks.probes.sleep", [600], queue="cpu", time_limit=2)
-    begin = time.monotonic()
-    run = Run(cluster, app)
-    assert run.twice() <= IN_BATCHES
-    hanging.revoke(terminate=True)
-    assert time.monotonic() - begin < 120
 
 
 def settings_of(cluster: LocalCluster, node: str) -> dict[str, Any]:
