@@ -29,7 +29,7 @@ class Acks:
         self._channel = channel
         #: Delivery tag -> message, of all that are not known to be settled; the broker counts from 1.
         self._open: dict[int, Any] = {}
-        self._last = 0
+        self._last: int = 0
         #: Whether each tag up to the last was seen: without that, no frame may speak for several.
         self._complete = True
         self._done: list[int] = []
@@ -79,12 +79,11 @@ class Acks:
     def _settled(self) -> int:
         """Return the tag up to which every message is acknowledged, about to be, or was given back."""
         while self._open:
-            tag = next(iter(self._open))
+            tag: int = next(iter(self._open))
             if not self._open[tag].acknowledged:
                 return tag - 1
             del self._open[tag]
-        last: int = self._last
-        return last
+        return self._last
 
     def _frame(self, tag: int, *, multiple: bool) -> bytes:
         return _FRAME.pack(_METHOD, self._channel.channel_id, _SIZE, _BASIC, _ACK, tag, multiple, _END)

@@ -79,6 +79,8 @@ class Request(celery.worker.request.Request):
         """
         if self._already_cancelled:
             successful_requests.discard(self.id)
+        elif not self.acknowledged and self.acknowledge_with_others(self.message):
+            self.acknowledged = True
         else:
             super().acknowledge()
 
@@ -96,13 +98,6 @@ class Request(celery.worker.request.Request):
         exc_info = _without_memory_error(exc_info)
         self._failure = exception_of(exc_info)
         return super().on_failure(exc_info, send_failed_event, return_ok)
-
-    def acknowledge(self) -> None:
-        """Acknowledge the message, together with others where the worker node's profile says so."""
-        if not self.acknowledged and self.acknowledge_with_others(self.message):
-            self.acknowledged = True
-        else:
-            super().acknowledge()
 
     def reject(self, requeue: bool = False) -> None:  # noqa: FBT001, FBT002
         """Give the message back; what goes to the dead letters for its failure leaves a note of it."""
