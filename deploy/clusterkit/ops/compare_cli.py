@@ -39,7 +39,7 @@ def compare(
 
     The systems: plain (a loop), threading, multiprocessing, ppft, and Celery's pools prefork, threads,
     gevent, eventlet and solo, on a cluster of this machine's own that is stopped at the end. Writes a report
-    below .cluster/compare/compare/. Exit code 14: one could not run, or its results are not the plain loop's.
+    below .cluster/compare/compare/. Exit code 15: one could not run, or its results are not the plain loop's.
 
     \b
     Examples:

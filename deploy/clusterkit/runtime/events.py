@@ -59,7 +59,8 @@ class Dispatcher(celery.events.dispatcher.EventDispatcher):
         self._sender: threading.Thread | None = None
         super().__init__(*args, **kwargs)
         # The loop reads the `connection` of a dispatcher. This one's is the sender's alone.
-        self.channel, self.connection = self.connection, None
+        self.channel: kombu.Connection | None = self.connection
+        self.connection: kombu.Connection | None = None
 
     def send(self, type: str, blind: bool = False, **fields: Any) -> None:  # noqa: A002, FBT001, FBT002
         """Have an event sent, without waiting for it."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import celery
 import celery.worker.request
@@ -12,6 +12,11 @@ from billiard.einfo import ExceptionInfo, ExceptionWithTraceback
 from celery.worker.state import successful_requests
 
 from clusterkit.runtime import rejections
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from kombu import Message
 
 #: Seconds. Delayed delivery counts whole seconds and refuses less than one (kombu 5.7: ValueError).
 SHORTEST_DELAY = 1
@@ -25,6 +30,10 @@ class Request(celery.worker.request.Request):
     """A task at a worker, which survives what the task does."""
 
     _failure: BaseException | None = None
+
+    acknowledged: bool
+    #: Takes the message when it is acknowledged together with others; False: it is not.
+    acknowledge_with_others: Callable[[Message], bool] = staticmethod(lambda _: False)
 
     def cancel(self, pool: Any, *args: Any, **kwargs: Any) -> None:
         """End the task's run: its message is lost with its connection, and comes again."""
@@ -46,6 +55,8 @@ class Request(celery.worker.request.Request):
         """
         if self._already_cancelled:
             successful_requests.discard(self.id)
+        elif not self.acknowledged and self.acknowledge_with_others(self.message):
+            self.acknowledged = True
         else:
             super().acknowledge()
 
@@ -61,7 +72,7 @@ class Request(celery.worker.request.Request):
         #10462); with late acknowledgement the message then ends the next worker as well.
         """
         exc_info = _without_memory_error(exc_info)
-        self._failure = _exception(exc_info)
+        self._failure = exception_of(exc_info)
         return super().on_failure(exc_info, send_failed_event, return_ok)
 
     def reject(self, requeue: bool = False) -> None:  # noqa: FBT001, FBT002
@@ -71,13 +82,14 @@ class Request(celery.worker.request.Request):
         super().reject(requeue)
 
 
-def _exception(exc_info: ExceptionInfo) -> BaseException:
+def exception_of(exc_info: ExceptionInfo) -> BaseException:
+    """Return what was raised, without billiard's wrapping."""
     exception: BaseException = exc_info.exception
     return exception.exc if isinstance(exception, ExceptionWithTraceback) else exception
 
 
 def _without_memory_error(exc_info: ExceptionInfo) -> ExceptionInfo:
-    exception = _exception(exc_info)
+    exception = exception_of(exc_info)
     if not isinstance(exception, MemoryError):
         return exc_info
     try:

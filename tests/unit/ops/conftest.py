@@ -69,6 +69,13 @@ class Inventory:
         head = SETTINGS.partition("worker_nodes:")[0]
         self.write(head + "worker_nodes:\n" + "".join(f"  - {{{node}}}\n" for node in nodes))
 
+    def profiled(self, *nodes: str) -> None:
+        """Write the settings with these worker nodes, and a profile for the queues cpu and io."""
+        self.nodes(*nodes)
+        file = self.directory / "group_vars" / "all.yml"
+        profiles = "queues: {default: {}, cpu: {profile: throughput}, io: {profile: long-tasks}}"
+        file.write_text(file.read_text().replace("queues: {default: {}, cpu: {}, io: {}}", profiles))
+
     def load(self) -> Cluster:
         """Load the inventory."""
         return load("test", self.root)

@@ -32,7 +32,7 @@ def test_the_operator_s_codes() -> None:
         ops.DeployError: 5,
         ops.ClusterUnhealthyError: 7,
         ops.ReleaseError: 8,
-        ops.ComparisonError: 14,
+        ops.ComparisonError: 15,
     } == {kind: kind.exit_code for kind in kinds() if kind.__module__ == ops.__name__}
 
 

@@ -561,6 +561,49 @@ def test_a_mistake_in_a_worker_node(inventory: Inventory, node: str, problem: st
     assert inventory.problems == [f"group_vars/all.yml:5: worker_nodes[0].{problem}"]
 
 
+def test_a_node_gets_what_the_profile_of_its_queues_says(inventory: Inventory) -> None:
+    inventory.profiled("name: a, queues: [cpu]", "name: b, queues: [io]", "name: c, queues: [default]")
+    cluster = inventory.load()
+    found = [
+        (cluster.profile_of(node), node.prefetch_multiplier, node.time_limit) for node in cluster.worker_nodes
+    ]
+    assert found == [("throughput", 60, 60), ("long-tasks", 1, 86_400), ("latency", 1, 3_600)]
+    assert [node["profile"] for node in cluster.to_ansible()["worker_nodes"]] == [name for name, *_ in found]
+
+
+def test_what_the_inventory_says_of_a_node_is_more_than_its_profile(inventory: Inventory) -> None:
+    inventory.profiled(
+        "name: a, queues: [cpu], prefetch_multiplier: 8, time_limit: 7", "name: b, queues: [io, default]"
+    )
+    assert "worker_nodes[1].queues: have different profiles (long-tasks, latency)" in inventory.problems[0]
+
+
+@pytest.mark.parametrize(
+    ("cpu", "io", "problem"),
+    [
+        (
+            "queues: [cpu, default]",
+            "queues: [io]",
+            "queues: have different profiles (throughput, latency): give each a node of its own",
+        ),
+        (
+            "queues: [cpu]",
+            "queues: [io], prefetch_multiplier: 2",
+            "prefetch_multiplier: 2 lets tasks wait behind long ones; the profile long-tasks takes just 1",
+        ),
+        (
+            "queues: [cpu], soft_time_limit: 60",
+            "queues: [io]",
+            "soft_time_limit: 60 s must be below time_limit (60 s, the default)",
+        ),
+    ],
+)
+def test_what_contradicts_a_profile_is_refused(inventory: Inventory, cpu: str, io: str, problem: str) -> None:
+    inventory.profiled(f"name: a, {cpu}", f"name: b, {io}", "name: c, queues: [default]")
+    assert len(inventory.problems) == 1
+    assert inventory.problems[0].endswith(problem)
+
+
 def test_two_nodes_of_one_name(inventory: Inventory) -> None:
     inventory.nodes(f"name: n, {NODE}", "name: n, queues: [io]")
     assert inventory.problems == [
