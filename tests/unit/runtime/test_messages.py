@@ -32,7 +32,7 @@ OPTIONS: list[dict[str, Any]] = [
 ARGUMENTS: list[tuple[tuple[Any, ...], dict[str, Any]]] = [
     ((1, 2), {}),
     ((), {"x": 1.5, "y": None}),
-    (("it's \"text\" \u00fc\u20ac", True), {}),
+    (('it\'s "text" \u00fc\u20ac', True), {}),
     (([1, [2, [3, [4]]]], {"a": {"b": {}}}), {}),
     (("x" * 5_000, 10**1_500), {}),
     ((Decimal("1.5"), datetime(2020, 1, 1, tzinfo=UTC)), {}),
