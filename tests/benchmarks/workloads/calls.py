@@ -14,7 +14,9 @@ _COUNT, _CHUNK = 100_000, 1_000
 _QUICK_SHARE = 50
 
 
-def measure(executor: str, count: int, chunk: int, loops: int, scene: Scene, quick: bool) -> Sample:
+def measure(  # noqa: PLR0913, PLR0917 - what varies between workloads
+    executor: str, count: int, chunk: int, loops: int, scene: Scene, quick: bool
+) -> Sample:
     """Map ``count`` calls over an executor that has a process per core."""
     count = count // _QUICK_SHARE if quick else count
     command = (executor, str(scene.cores), str(count), str(chunk), str(loops))
@@ -45,8 +47,8 @@ def contenders(
 
 
 NOTES = (
-    "The results are compared. CPU is that of the calling process and of all workers; the broker's column"
-    " includes the result store.",
+    "The results are compared. CPU is that of the calling process and of all workers.",
+    "The column of the broker includes the result store.",
 )
 
 WORKLOAD = Workload(
