@@ -26,15 +26,17 @@
 #   FORCE     1: replace what is there (cluster-restore); replay all the same (dlq-replay) []
 #   KEEP      1: the inventory that is there counts, not the backup's (cluster-restore)     []
 #   PASSWORD_FILE  a file with a backup's password; else it is asked for (cluster-backup, -restore)
-#   TASK      a task, such as tasks.compute.fibonacci (submit; dlq-*: letters of it)       []
+#   TASK      a task, such as tasks.compute.fibonacci (submit, cluster-tune; dlq-*: letters of it) []
 #   APP_SOURCE  path, wheel or git URL instead of the inventory's app_source (cluster-release) []
 #   CANARY    host that gets a release first (cluster-release, -rollback)         [a worker]
 #   SERIAL    hosts at a time that get it afterwards (cluster-release, -rollback)  [a third]
 #   ALLOW_MISSING  1: task names may go away (cluster-release, -rollback)                  []
 #   RELEASE   release to go back to (cluster-rollback)                      [the one before]
 #   NODE      a worker node, as the inventory names it (cluster-scale)                      []
-#   N         tasks it runs at once on each of its hosts (cluster-scale)                    []
-#   ARGS      its arguments: a JSON list, or an object for keywords (submit)             [[]]
+#   N         tasks it runs at once on each of its hosts (cluster-scale); how often TASK is sent (cluster-tune: 500) []
+#   SECONDS   how long to look (cluster-discover: 3, cluster-tune: 30)                      []
+#   APPLY     1: write what is proposed into the inventory (cluster-tune)                   []
+#   ARGS      its arguments: a JSON list, or an object for keywords (submit; cluster-tune)  [[]]
 #   WAIT      0: do not wait for the result (submit)                                      [1]
 #   OPEN      1: open Flower in a browser (flower)                                         []
 #   TESTS     what to test: a folder, a file, or anything pytest takes (test)         [tests]
@@ -75,7 +77,7 @@ rollout = $(if $(CANARY),--canary $(CANARY)) $(if $(SERIAL),--serial $(SERIAL)) 
 .DEFAULT_GOAL := help
 .PHONY: help cluster-preflight cluster-up cluster-status cluster-check cluster-logs cluster-restart \
         dlq-list dlq-show dlq-replay dlq-drop queue-dump queue-load \
-        cluster-release cluster-rollback cluster-releases cluster-scale cluster-rotate cluster-backup cluster-restore cluster-audit cluster-drain cluster-undrain cluster-down cluster-destroy \
+        cluster-release cluster-rollback cluster-releases cluster-scale cluster-discover cluster-tune cluster-rotate cluster-backup cluster-restore cluster-audit cluster-drain cluster-undrain cluster-down cluster-destroy \
         broker-restart broker-upgrade broker-remove broker-replace bundle drill drill-list \
         lab-up lab-status lab-ssh lab-down compose-up compose-status compose-down submit flower \
         bench test lint format reference requirements
@@ -115,6 +117,13 @@ cluster-releases: .venv/.ready ## the releases: when, by whom, how many tasks, w
 
 cluster-scale: .venv/.ready ## let a worker node run N tasks at once, while it runs and in the inventory [NODE= N= TIMEOUT=]
 	@$(clusterkit) cluster scale $(NODE) $(N) $(json) $(if $(TIMEOUT),--timeout $(TIMEOUT))
+
+cluster-discover: .venv/.ready ## what the hosts have, what is used, what the worker nodes leave unused [SECONDS=]
+	@$(clusterkit) cluster discover $(json) $(if $(SECONDS),--seconds $(SECONDS))
+
+cluster-tune: .venv/.ready ## measure the tasks, and propose concurrency and prefetch [SECONDS= TASK= ARGS= N= APPLY=1]
+	@$(clusterkit) cluster tune $(json) $(if $(SECONDS),--seconds $(SECONDS)) $(if $(TASK),--task $(TASK) --args '$(ARGS)') \
+	  $(if $(N),--number $(N)) $(if $(APPLY),--apply)
 
 cluster-rotate: .venv/.ready ## new certificates for every host; no connection is cut [AUTHORITY=1]
 	@$(clusterkit) cluster rotate $(if $(filter 1,$(AUTHORITY)),--authority)

@@ -140,7 +140,7 @@ def listed(layout: Layout, supervisor: Supervisor) -> list[dict[str, Any]]:
     return services
 
 
-def selected(layout: Layout, services: list[str], set_name: str) -> list[str]:
+def selected(layout: Layout, services: list[str], set_name: str, *, exact: bool) -> list[str]:
     """Return the names that are meant, all of them when nothing is said.
 
     Raises:
@@ -148,7 +148,7 @@ def selected(layout: Layout, services: list[str], set_name: str) -> list[str]:
     """
     known = layout.set_of()
     # Who names none means those that are ending, too.
-    names = named(services, layout.marks()) if services else list(known)
+    names = named(services, layout.marks(), exact=exact) if services else list(known)
     return [name for name in names if set_name in {"", known[name]}]
 
 
@@ -201,7 +201,9 @@ def run(options: Mapping[str, Any], *, check_mode: bool) -> dict[str, Any]:
     result: dict[str, Any] = {"changed": False, "affected": []}
     if options["state"] != "listed":
         everything = not options["services"] and not options["set"]
-        names = [] if everything else selected(layout, options["services"], options["set"])
+        # Who promotes one slot must not promote those that it takes over from.
+        exact = options["state"] in {"promoted", "discarded"}
+        names = [] if everything else selected(layout, options["services"], options["set"], exact=exact)
         alive = supervisor.pid() != 0
         if check_mode:
             known = [service["name"] for service in listed(layout, supervisor)]

@@ -138,7 +138,9 @@ def listed(installed: Mapping[str, Installed]) -> list[dict[str, Any]]:
     ]
 
 
-def selected(installed: Mapping[str, Installed], services: list[str], set_name: str) -> list[str]:
+def selected(
+    installed: Mapping[str, Installed], services: list[str], set_name: str, *, exact: bool
+) -> list[str]:
     """Return the services that are meant, in the order in which they start; all when nothing is said.
 
     Raises:
@@ -146,7 +148,7 @@ def selected(installed: Mapping[str, Installed], services: list[str], set_name: 
     """
     # Who names none means those that are ending, too.
     names = (
-        named(services, {name: unit.mark for name, unit in installed.items()})
+        named(services, {name: unit.mark for name, unit in installed.items()}, exact=exact)
         if services
         else list(installed)
     )
@@ -162,7 +164,9 @@ class Run:
         self.options = module.params
         self.check_mode = module.check_mode
         self.installed = installed_units(Path(self.options["unit_directory"]))
-        self.names = selected(self.installed, self.options["services"], self.options["set"])
+        # Who promotes one slot must not promote those that it takes over from.
+        exact = self.options["state"] in {"promoted", "discarded"}
+        self.names = selected(self.installed, self.options["services"], self.options["set"], exact=exact)
         self.everything = not self.options["services"] and not self.options["set"]
 
     def stop(self) -> tuple[list[str], bool]:

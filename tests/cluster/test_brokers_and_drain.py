@@ -9,7 +9,7 @@ from collections import Counter
 
 from celery import Celery
 from celery.result import AsyncResult
-from harness import ENVIRONMENT, ROOT
+from harness import ENVIRONMENT, ROOT, eventually
 from labcluster import FIGURES, LabCluster
 
 from clusterkit.runtime import client
@@ -82,6 +82,24 @@ def test_no_broker_is_restarted_while_another_is_down_or_in_an_alarm(cluster: La
     cluster.healthy()
     after = brokers_processes(cluster)
     assert {host for host in before if before[host] != after[host]} == {"h2"}
+
+
+def test_a_broker_node_that_the_others_lost_sight_of_comes_back_by_itself(cluster: LabCluster) -> None:
+    """RabbitMQ 4.0 stays split for ever after a failure too short to be noticed."""
+    before = brokers_processes(cluster)
+    blip = "[erlang:disconnect_node(N) || N <- nodes()]."
+    cluster.on("h3", f"/opt/clusterkit/bin/rabbitmqctl eval '{blip}'")
+    eventually(
+        lambda: brokers_processes(cluster)["h3"] not in {before["h3"], 0},
+        within=120,
+        every=2,
+        what="the node has been restarted",
+    )
+    cluster.healthy()
+    log = cluster.on("h3", "journalctl --no-pager --quiet --boot --unit clusterkit-rabbitmq-heal")
+    assert "a partition is left of rabbit-" in log
+    after = brokers_processes(cluster)
+    assert {host for host in before if before[host] != after[host]} == {"h3"}
 
 
 def test_a_host_is_drained_under_load_and_no_task_is_lost_or_run_twice(

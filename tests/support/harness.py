@@ -87,6 +87,15 @@ class LocalCluster:
         )
         return result
 
+    def pids(self) -> dict[str, int]:
+        """The processes that serve, by service; a worker node's by its name without the slot."""
+        services = self.status()["services"]
+        return {
+            service["name"].partition(".")[0]: service["pid"]
+            for service in services
+            if service["state"] == "running"
+        }
+
     def pid_of(self, service: str) -> int:
         """The process of a service, asked of the supervisor itself: a status of the kit takes seconds.
 

@@ -108,11 +108,12 @@ def _free(service: str, members: Iterable[Member]) -> str:
     raise ValueError(f"all slots of the service {service} are taken: wait until one of them has ended")
 
 
-def named(wanted: Iterable[str], marks: Mapping[str, str]) -> list[str]:
+def named(wanted: Iterable[str], marks: Mapping[str, str], *, exact: bool = False) -> list[str]:
     """Return the installed services that `wanted` names; worker-cpu is whatever slot of it serves.
 
-    `marks` has the mark of each installed service, empty for one without slots. All of them but the retired
-    when nothing is wanted.
+    With `exact` it is the slot of just that name: the first one is called as the service is. `marks` has the
+    mark of each installed service, empty for one without slots. All of them but the retired when nothing is
+    wanted.
 
     Raises:
         ValueError: a name that does not exist, with those that do.
@@ -120,7 +121,7 @@ def named(wanted: Iterable[str], marks: Mapping[str, str]) -> list[str]:
     known = {name: base(name) for name, mark in marks.items() if mark != RETIRED}
     found = []
     for name in wanted:
-        matches = [one for one, of in known.items() if name in {one, of}]
+        matches = [one for one, of in known.items() if name in ({one} if exact else {one, of})]
         if not matches:
             there = ", ".join(sorted(set(known.values()))) or "none"
             raise ValueError(f"there is no service {name}; there are: {there}")

@@ -23,6 +23,7 @@ from clusterkit.ops import (
     queue_cli,
     release_cli,
     scale_cli,
+    tune_cli,
 )
 from clusterkit.ops.cli_options import (
     ROOT,
@@ -69,6 +70,8 @@ broker_commands = typer.Typer(
 app.add_typer(cluster_commands, name="cluster")
 release_cli.register(cluster_commands)
 cluster_commands.command()(scale_cli.scale)
+cluster_commands.command()(tune_cli.discover)
+cluster_commands.command()(tune_cli.tune)
 app.add_typer(broker_commands, name="broker")
 cluster_commands.command()(backup_cli.backup)
 cluster_commands.command()(backup_cli.restore)

@@ -39,10 +39,13 @@ _EVERYWHERE: Final = "0.0.0.0"  # noqa: S104 - published on loopback only, by co
 _PREFORK_ONLY: Final = {"max_tasks_per_child", "max_memory_per_child", "soft_time_limit"}
 #: Where a role has its services and files, if not in `__ROLE_services` and `__ROLE_files`.
 _SERVICES: Final = {
+    # What looks for partitions is for hosts: on one machine's own network there are none.
+    "rabbitmq": "__rabbitmq_node_services",
     "worker": "lookup('ansible.builtin.template', 'services.yml.j2') | from_yaml",
     "flower": "__flower_made | map(attribute='service')",
 }
 _FILES: Final = {
+    "rabbitmq": "__rabbitmq_files | difference(__rabbitmq_heal_files)",
     "worker": "[{'path': __worker_config, 'content': worker_cluster_file | to_nice_json}]",
     "scheduler": "[{'path': __scheduler_config, 'content': scheduler_cluster_file | to_nice_json}]",
     "flower": "[{'path': __flower_config, 'content': flower_cluster_file | to_nice_json}]"
@@ -232,7 +235,7 @@ class _Renderer:
             "worker",
             host,
             worker_nodes=[values | left_open],
-            __worker_cores={"stdout": str(self.cores)},
+            __worker_resources={"cores": self.cores},
             __worker_slot="",
         )
         slots = str(node.concurrency_on(self.cores))

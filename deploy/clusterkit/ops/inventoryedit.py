@@ -17,11 +17,9 @@ if TYPE_CHECKING:
 
     from clusterkit.ops.model import Cluster
 
-_KEY = "concurrency"
 
-
-def set_concurrency(cluster: Cluster, node: str, concurrency: int) -> Cluster:
-    """Write how many tasks the worker node ``node`` runs at once, and return the cluster as it is then.
+def set_of_node(cluster: Cluster, node: str, key: str, value: int) -> Cluster:
+    """Write the ``key`` of the worker node ``node`` (`concurrency`, ...); return the cluster as it is then.
 
     Raises:
         InventoryError: the place could not be found, or what came of it is not right; the file is as it was.
@@ -31,18 +29,18 @@ def set_concurrency(cluster: Cluster, node: str, concurrency: int) -> Cluster:
         entry = _entry(text, node)
         if entry is None:
             continue
-        file.write_text(_changed(text, entry, concurrency), encoding="utf-8")
+        file.write_text(_changed(text, entry, key, value), encoding="utf-8")
         try:
-            return _reloaded(cluster, node, concurrency)
+            return _reloaded(cluster, node, key, value)
         except ClusterkitError as error:
             file.write_text(text, encoding="utf-8")
             raise InventoryError(
-                f"{file}: {_KEY} of worker node {node!r} cannot be changed by this command: {error}",
-                next_step=f"write {_KEY}: {concurrency} there yourself, then make cluster-up",
+                f"{file}: {key} of worker node {node!r} cannot be changed by this command: {error}",
+                next_step=f"write {key}: {value} there yourself, then make cluster-up",
             ) from error
     raise InventoryError(
         f"{cluster.directory}: worker node {node!r} is not found below group_vars",
-        next_step=f"write {_KEY}: {concurrency} yourself, then make cluster-up",
+        next_step=f"write {key}: {value} yourself, then make cluster-up",
     )
 
 
@@ -60,25 +58,25 @@ def _entry(text: str, node: str) -> CommentedMap | None:
     return next((entry for entry in entries if entry.get("name") == node), None)
 
 
-def _changed(text: str, entry: CommentedMap, concurrency: int) -> str:
+def _changed(text: str, entry: CommentedMap, key: str, value: int) -> str:
     lines = text.splitlines(keepends=True)
     places = entry.lc.data
-    if _KEY in places:
-        _, _, row, column = places[_KEY]
+    if key in places:
+        _, _, row, column = places[key]
         line = lines[row]
-        length = len(str(entry[_KEY]))
-        lines[row] = f"{line[:column]}{concurrency}{line[column + length :]}"
+        length = len(str(entry[key]))
+        lines[row] = f"{line[:column]}{value}{line[column + length :]}"
         return "".join(lines)
     row, column, _, _ = places["name"]
     line = lines[row]
     between = ", " if entry.fa.flow_style() else f"\n{' ' * column}"
-    lines[row] = f"{line[:column]}{_KEY}: {concurrency}{between}{line[column:]}"
+    lines[row] = f"{line[:column]}{key}: {value}{between}{line[column:]}"
     return "".join(lines)
 
 
-def _reloaded(cluster: Cluster, node: str, concurrency: int) -> Cluster:
+def _reloaded(cluster: Cluster, node: str, key: str, value: int) -> Cluster:
     changed = inventory.load(cluster.directory, cluster.root)
-    has = next(one.concurrency for one in changed.worker_nodes if one.name == node)
-    if has != concurrency:
-        raise InventoryError(f"it is {has} afterwards, not {concurrency}")
+    has = next(getattr(one, key) for one in changed.worker_nodes if one.name == node)
+    if has != value:
+        raise InventoryError(f"it is {has} afterwards, not {value}")
     return changed

@@ -73,7 +73,7 @@ def scale(cluster: Cluster, node: str, size: int, console: Console, *, timeout: 
         alone(cluster),
         Progress(f"cluster {cluster.name}: scale {node} to {size}", phases, console) as progress,
     ):
-        resized = inventoryedit.set_concurrency(cluster, node, size)
+        resized = inventoryedit.set_of_node(cluster, node, "concurrency", size)
         found = resize(resized, node, size, timeout=timeout, progress=progress)
         return Scaled(size, found, round(progress.seconds, 1))
 

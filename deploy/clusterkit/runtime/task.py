@@ -10,6 +10,7 @@ from typing import Any
 import celery
 import celery.worker.request
 from billiard.einfo import ExceptionInfo, ExceptionWithTraceback
+from celery.worker.state import successful_requests
 
 from clusterkit.runtime import rejections
 
@@ -44,6 +45,8 @@ class Request(celery.worker.request.Request):
 
     def send_event(self, type: str, **fields: Any) -> None:  # noqa: A002 - Celery's name
         """Send an event of the task; one that was cancelled meanwhile ends here."""
+        if self._already_cancelled and type == "task-succeeded":
+            return
         me = threading.get_ident()
         if me == self._canceller:
             super().send_event(type, **fields)
@@ -58,16 +61,17 @@ class Request(celery.worker.request.Request):
 
             raise GreenletExit
 
-    def on_success(self, failed__retval__runtime: Any, **kwargs: Any) -> Any:
-        """Handle a task that ended well; one that was cancelled did not.
+    def acknowledge(self) -> None:
+        """Acknowledge the message, but not for a run that was cancelled.
 
-        A greenlet that Celery 5.7 ends reports success, without a runtime. The worker then took the message
-        for done when it came again, and acknowledged it without running the task: it was lost.
+        A greenlet that Celery 5.7 ends reports success. The worker then took the message for done when it
+        came again, and acknowledged it without running the task: it was lost. (Here and not in
+        ``on_success``: the class that Celery makes of this one for each task has its own.)
         """
-        _, _, runtime = failed__retval__runtime
-        if self._already_cancelled and runtime is None:
-            return None
-        return super().on_success(failed__retval__runtime, **kwargs)
+        if self._already_cancelled:
+            successful_requests.discard(self.id)
+        else:
+            super().acknowledge()
 
     def on_failure(
         self,

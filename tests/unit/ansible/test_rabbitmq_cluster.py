@@ -57,8 +57,6 @@ class Broker(http.server.ThreadingHTTPServer):
                     "name": name,
                     "running": name not in self.down,
                     "partitions": self.partitions,
-                    "mem_alarm": False,
-                    "disk_free_alarm": name in self.alarmed,
                 }
                 for name in self.members
             ]
@@ -87,7 +85,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         path = self.path.removeprefix("/api/").partition("?")[0]
         check = path.removeprefix("health/checks/")
-        if check in self.server.failing:
+        if check == "alarms" and self.server.alarmed:
+            alarms = [{"node": name, "resource": "disk"} for name in self.server.alarmed]
+            self.reply(503, {"status": "failed", "reason": "There are alarms", "alarms": alarms})
+        elif check in self.server.failing:
             self.reply(503, {"status": "failed", "reason": self.server.failing[check]})
         else:
             self.reply(200, self.server.answer(path))

@@ -76,7 +76,8 @@ def test_what_is_pending_is_restarted_by_name_as_it_is_described_by_now(
     supervised([service("a", "/bin/sleep 2000")], restart=False)
     call("supervisor_control", home=str(home), state="restarted", services=["a"])
     pid = states(call, home)["a"]["pid"]
-    assert Path(f"/proc/{pid}/cmdline").read_bytes() == b"/bin/sleep\x002000\0"
+    command = Path(f"/proc/{pid}/cmdline")
+    wait_for(lambda: command.read_bytes() == b"/bin/sleep\x002000\0", "it is the new command")
     assert supervised([service("a", "/bin/sleep 2000")], restart=False)["pending"] == []
 
 
@@ -307,6 +308,14 @@ def test_what_changed_runs_beside_the_old_one_until_it_is_promoted(
     again = supervised([handed_over("a", "/bin/sleep 2000")])
     assert (again["removed"], again["joining"], again["started"]) == (["a"], [], [])
     assert supervised([handed_over("a", "/bin/sleep 2000")])["changed"] is False
+
+
+def test_the_slot_called_as_the_service_is_takes_over_again(supervised: Call, call: Call, home: Path) -> None:
+    supervised([handed_over("a")])
+    for command, name, old in [("/bin/sleep 2000", "a.b", "a"), ("/bin/sleep 3000", "a", "a.b")]:
+        assert supervised([handed_over("a", command)])["joining"] == [{"name": name, "replaces": old}]
+        assert promote(call, home, name)["affected"] == [old]
+        wait_for(lambda name=name: list(states(call, home)) == [name], "the old one has ended")
 
 
 def test_nobody_waits_for_the_old_one_and_nothing_brings_it_back(

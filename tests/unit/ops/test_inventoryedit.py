@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from clusterkit.ops.errors import InventoryError
-from clusterkit.ops.inventoryedit import set_concurrency
+from clusterkit.ops.inventoryedit import set_of_node
 
 if TYPE_CHECKING:
     from tests.unit.ops.conftest import Inventory
@@ -43,7 +43,7 @@ queues: {default: {}, cpu:   {}}   # two
 )
 def test_a_size_is_written_where_it_belongs(before: str, after: str, inventory: Inventory) -> None:
     inventory.write(f"{HEAD}worker_nodes:\n  {before}\n")
-    changed = set_concurrency(inventory.load(), "cpu", 12)
+    changed = set_of_node(inventory.load(), "cpu", "concurrency", 12)
     assert changed.worker_nodes[0].concurrency == 12
     file = inventory.directory / "group_vars" / "all.yml"
     assert file.read_text() == f"{HEAD}worker_nodes:\n  {after}\n"
@@ -54,7 +54,7 @@ def test_the_file_that_counts_is_the_one_that_is_edited(inventory: Inventory) ->
     node = "worker_nodes:\n  - {name: cpu, queues: [cpu, default], concurrency: 2}\n"
     inventory.write(HEAD + node, "group_vars/all/10-base.yml")
     inventory.write(node, "group_vars/all/20-nodes.yml")
-    set_concurrency(inventory.load(), "cpu", 3)
+    set_of_node(inventory.load(), "cpu", "concurrency", 3)
     folder = inventory.directory / "group_vars" / "all"
     assert "concurrency: 2" in (folder / "10-base.yml").read_text()
     assert "concurrency: 3" in (folder / "20-nodes.yml").read_text()
@@ -64,5 +64,5 @@ def test_what_would_not_be_right_afterwards_is_left_as_it_was(inventory: Invento
     text = f"{HEAD}worker_nodes:\n  - {{name: cpu, queues: [cpu, default], pool: solo}}\n"
     inventory.write(text)
     with pytest.raises(InventoryError, match="solo"):
-        set_concurrency(inventory.load(), "cpu", 12)
+        set_of_node(inventory.load(), "cpu", "concurrency", 12)
     assert (inventory.directory / "group_vars" / "all.yml").read_text() == text

@@ -11,6 +11,7 @@ import celery
 import pytest
 from billiard.einfo import ExceptionInfo
 from celery import Celery
+from celery.worker.request import create_request_cls
 from celery.worker.state import successful_requests
 from greenlet import GreenletExit
 
@@ -79,13 +80,17 @@ class Greenlets:
 
     is_green = True
 
-    def __init__(self, request: Request) -> None:
+    def __init__(self, request: Request | None) -> None:
         self.request = request
         self.ended: list[int] = []
 
     def terminate_job(self, pid: int, signal: int) -> None:
         self.ended.append(pid)
+        assert self.request
         self.request.on_success((False, None, None))
+
+    def apply_async(self, *_: Any, **__: Any) -> None:
+        """Run nothing."""
 
 
 def running(monkeypatch: pytest.MonkeyPatch, acknowledged: list[object]) -> Request:
@@ -103,7 +108,11 @@ def running(monkeypatch: pytest.MonkeyPatch, acknowledged: list[object]) -> Requ
         properties={},
         acknowledged=False,
     )
-    request = Request(message, app=app, task=own, decoded=True, on_ack=acknowledged.append)
+    # As Celery makes it for each task: with an on_success of its own.
+    made = create_request_cls(Request, own, Greenlets(None), "io@h1", None, app=app)
+    request: Request = made(
+        message, app=app, task=own, decoded=True, on_ack=lambda *arguments: acknowledged.append(arguments)
+    )
     monkeypatch.setattr(request, "_announce_cancelled", lambda **_: None)
     request.worker_pid, request.time_start = 1, 1.0
     return request

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 from clusterkit.ops.drills import drill, report
 from clusterkit.ops.drills.faults import Fault
 from clusterkit.ops.drills.outcome import Run
-from clusterkit.ops.errors import DeployError, PreflightError
+from clusterkit.ops.errors import DeployError, PreflightError, ReleaseError
 from clusterkit.ops.lock import alone
 from clusterkit.ops.progress import Progress
 
@@ -99,7 +99,7 @@ def run(cluster: Cluster, name: str, plan: Plan, console: Console) -> tuple[Run,
                 with Progress(title, drill.PHASES, console) as progress:
                     ended = drill.run(cluster, fault, plan, directory, progress)
                 found = replace(found, outcomes=(*found.outcomes, ended))
-            except DeployError as error:  # the next may be possible all the same
+            except (DeployError, ReleaseError) as error:  # the next may be possible all the same
                 found = replace(found, failed={**found.failed, fault.title: str(error)})
             found.write(directory)
             report.write(found, directory)
