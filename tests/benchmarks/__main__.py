@@ -70,6 +70,7 @@ def run(names: list[str], options: argparse.Namespace, console: Console, errors:
                     write(table, there)
                 if not options.json:
                     console.print(report.terminal(table))
+                    console.print(report.footnotes(table), style="dim", highlight=False)
     if options.json:
         console.print_json(json.dumps(found))
 

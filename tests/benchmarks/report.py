@@ -65,6 +65,12 @@ def terminal(table: Table) -> RichTable:
     return found
 
 
+def footnotes(table: Table) -> str:
+    """Return what belongs under the terminal's table: what each system guarantees, how it was measured."""
+    guarantees = (f"{name}: {text}" for name, text in table.guarantees.items())
+    return "\n".join((*guarantees, *table.notes, ""))
+
+
 def markdown(table: Table, picture: str) -> str:
     """Return a section of a page: picture, table, what each system guarantees, how it was measured."""
     shown = columns(table)

@@ -41,6 +41,10 @@ def test_the_terminal_shows_the_same_figures() -> None:
     assert "1 pair of runs" in capture.get()
 
 
+def test_the_terminal_says_what_each_system_guarantees_and_how_it_was_measured() -> None:
+    assert report.footnotes(table()).splitlines() == ["kit: late", "a <peer>: early", "How."]
+
+
 def test_the_picture_is_svg_with_a_bar_per_system_and_panel() -> None:
     root = ET.fromstring(report.svg(table()))  # noqa: S314 - our own picture
     bars = root.findall(f"{SVG}rect")
