@@ -45,7 +45,9 @@ def main() -> None:
             progress=lambda confirmed, _: bar.update(shown, completed=confirmed),
         )
     seconds = time.monotonic() - began
-    print(f"{submission.confirmed} confirmed in {seconds:.2f} s: {submission.confirmed / seconds:,.0f} a second")
+    print(
+        f"{submission.confirmed} confirmed in {seconds:.2f} s: {submission.confirmed / seconds:,.0f} a second"
+    )
     if options.wait:
         for result in submission:
             client.wait(result)

@@ -87,7 +87,11 @@ OPTIONS: dict[str, dict[str, Any]] = {
 def test_a_message_is_the_one_that_apply_async_sends(
     options: dict[str, Any], app: Celery, parked: Callable[[int], list[Any]]
 ) -> None:
-    items: list[tuple[Any, dict[str, Any]]] = [((1,), {}), (("text \u20ac",), {}), ((), {"value": [1, {"a": None}]})]
+    items: list[tuple[Any, dict[str, Any]]] = [
+        ((1,), {}),
+        (("text \u20ac",), {}),
+        ((), {"value": [1, {"a": None}]}),
+    ]
     expected = [app.send_task(ECHO, args, kwargs, queue=QUEUE, **options).id for args, kwargs in items]
     submission = submit_many(
         ECHO, [arguments(*args, **kwargs) for args, kwargs in items], app=app, queue=QUEUE, **options
@@ -99,7 +103,7 @@ def test_a_message_is_the_one_that_apply_async_sends(
 
 
 def fields(message: Any, task_id: str) -> dict[str, Any]:
-    """All there is in a message; the id is masked, times are rounded, and how often it was looked at left out."""
+    """All there is in a message; the id is masked, times are rounded, the broker's headers left out."""
     headers = {name: value for name, value in message.headers.items() if not name.startswith("x-")}
     for name in ("eta", "expires"):
         if headers[name]:
@@ -178,9 +182,7 @@ def test_what_a_full_queue_refuses_is_sent_again_and_then_told(
     try:
         refused: list[Refused] = []
         began = time.monotonic()
-        submission = submit_many(
-            ECHO, range(400), app=app, queue=QUEUE, timeout=2, on_refused=refused.append
-        )
+        submission = submit_many(ECHO, range(400), app=app, queue=QUEUE, timeout=2, on_refused=refused.append)
         assert time.monotonic() - began > 2
         assert refused
         assert {one.reason for one in refused} == {"the queue is full"}
@@ -215,7 +217,9 @@ def test_while_the_broker_holds_publishers_back_there_is_an_error_in_time(
         arguments_ = [str(value)] if isinstance(watermark, float) else ["absolute", str(value)]
         subprocess.run([control, "-q", "set_vm_memory_high_watermark", *arguments_], check=True)
     eventually(
-        lambda: submit_many(ECHO, [1], app=app, queue=QUEUE, timeout=20).confirmed, within=40, what="it goes on"
+        lambda: submit_many(ECHO, [1], app=app, queue=QUEUE, timeout=20).confirmed,
+        within=40,
+        what="it goes on",
     )
 
 

@@ -150,18 +150,18 @@ def submit_many(  # noqa: PLR0913 - what apply_async takes, and how
     up. ``task`` may be a name, with ``app`` (default: the current one). ``options`` are those of
     ``apply_async``, the same for all.
 
-    At most ``window`` messages (and 16 MiB) are unconfirmed at a time. When a connection is lost, they are sent
-    again, to the next broker of the list: a task may then run twice, under the same id. ``timeout`` is how many
-    seconds may pass without a confirm (default: what the role has for one publish, 15 for producers, no
-    limit for workers). ``progress(confirmed, sent)`` is called a few times a second, and at the end.
+    At most ``window`` messages (and 16 MiB) are unconfirmed at a time. When a connection is lost, they are
+    sent again, to the next broker of the list: a task may then run twice, under the same id. ``timeout`` is
+    how many seconds may pass without a confirm (default: what the role has for one publish, 15 for producers,
+    no limit for workers). ``progress(confirmed, sent)`` is called a few times a second, and at the end.
     ``on_refused`` is called for each task that no queue takes, or whose queue is still full after
     ``timeout``; without it the first one ends the submission, as it would end a loop of ``apply_async``.
 
     Where something looks at each message (a receiver of ``before_task_publish`` or ``after_task_publish``,
     ``task_send_sent_event``, a route that is a function, an ``apply_async`` of the task's own), each is
-    made by Celery itself, which takes ten times as long. Signals then come when a message is made, before it is
-    confirmed; the event ``task-sent`` is not sent. Results are not subscribed to, nor noted as children of a
-    task that submits.
+    made by Celery itself, which takes ten times as long. Signals then come when a message is made, before it
+    is confirmed; the event ``task-sent`` is not sent. Results are not subscribed to, nor noted as children of
+    a task that submits.
 
     Raises:
         SubmissionTimeoutError: the broker cannot be reached, or holds publishers back (an alarm). It is a
@@ -173,7 +173,9 @@ def submit_many(  # noqa: PLR0913 - what apply_async takes, and how
     """
     own: Celery = app or getattr(task, "app", None) or current_app._get_current_object()  # noqa: SLF001
     if "task_id" in options:
-        raise BadInputError("submit_many: task_id cannot be given: there are many tasks, and each has its own")
+        raise BadInputError(
+            "submit_many: task_id cannot be given: there are many tasks, and each has its own"
+        )
     if window < 1:
         raise BadInputError(f"submit_many: window is {window}; it is 1 at least")
     submission = Submission(own, own.AsyncResult if isinstance(task, str) else task.AsyncResult)

@@ -1,9 +1,9 @@
 """The task behind ``ClusterExecutor``: it calls a function of the deployed app, once or many times.
 
-A message names the function, so whoever may publish could name any: ``os.system`` is importable too. A worker
-calls those alone that ``clusterkit_callables`` allows, a list of modules and packages; without the setting those
-are the packages of the deployed app: of its own module, and of those it lists in ``include`` and ``imports``. Not
-those of all tasks it has: a library may bring some, and with them all of its functions.
+A message names the function, so whoever may publish could name any: ``os.system`` is importable too. A
+worker calls those alone that ``clusterkit_callables`` allows, a list of modules and packages; without the
+setting those are the packages of the deployed app: of its own module, and of those it lists in ``include``
+and ``imports``. Not those of all tasks it has: a library may bring some, and with them all its functions.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 CALL: Final = "clusterkit.call"
 #: The setting that lists what may be called: modules and packages.
 SETTING: Final = "clusterkit_callables"
-#: A message delivered this often before killed its process each time: its calls fail instead. The broker would
-#: put it aside after 20, and nobody would tell the one who waits.
+#: A message delivered this often before killed its process each time: its calls fail instead. The broker
+#: would put it aside after 20, and nobody would tell the one who waits.
 MOST_DELIVERIES: Final = 5
 #: Prefix of the key by which a call is begun or cancelled, whichever comes first. Producers may write there.
 CLAIM: Final = "celery-taskset-meta-claim-"
@@ -143,7 +143,7 @@ def register(app: Celery) -> None:
     @app.task(  # type: ignore[untyped-decorator]
         name=CALL, bind=True, ignore_result=True, store_errors_even_if_ignored=True, shared=False
     )
-    def call(
+    def call(  # noqa: PLR0913, PLR0917 - what the message carries
         task: celery.Task,
         function: str,
         calls: list[Any],
@@ -160,7 +160,9 @@ def register(app: Celery) -> None:
         if claim and not backend.claim(CLAIM + request.id, BEGUN, request.id, channel):
             return
         deliveries = request.get("x-delivery-count") or 0
-        outcome = _gone(function, deliveries) if deliveries >= MOST_DELIVERIES else _run(app, function, calls, stop)
+        outcome = (
+            _gone(function, deliveries) if deliveries >= MOST_DELIVERIES else _run(app, function, calls, stop)
+        )
         outcome["by"] = f"{request.hostname}/{os.getpid()}"
         backend.tell(request.id, _encoded(outcome), channel)
 
@@ -215,7 +217,7 @@ def _description(error: BaseException, text: str) -> dict[str, Any]:
 def _encoded(outcome: dict[str, Any]) -> str:
     """Return the outcome as JSON; a value that is none becomes an error of its call alone."""
     try:
-        return kombu_json.dumps(outcome)
+        return str(kombu_json.dumps(outcome))
     except (TypeError, ValueError, RecursionError):
         for number, value in enumerate(outcome["values"]):
             try:
@@ -225,7 +227,7 @@ def _encoded(outcome: dict[str, Any]) -> str:
                 outcome["errors"][str(number)] = _description(
                     TypeError(f"the function returned what JSON cannot carry: {error}"), ""
                 )
-        return kombu_json.dumps(outcome)
+        return str(kombu_json.dumps(outcome))
 
 
 def check_json(value: Any) -> None:

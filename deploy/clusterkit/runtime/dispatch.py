@@ -80,8 +80,13 @@ class Work(Protocol):
     """Where chunks come from."""
 
     closed: bool
-    lock: threading.Lock
-    batches: Any
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing waits to be sent."""
+
+    def take_all(self) -> list[Any]:
+        """Return all that waits: each can ``fail``."""
 
     def next_chunk(self, in_flight: int, processes: int, patience: float) -> Chunk | None:
         """Return what to send next."""
@@ -120,7 +125,7 @@ class Dispatcher:
         """Have the thread look for work; begin it."""
         with self._lock:
             if self._thread is None:
-                # No daemon: a program that ends waits for its calls, as with the standard library's executors.
+                # No daemon: a program that ends waits for its calls, as the standard library's executors do.
                 self._thread = threading.Thread(target=self._run, name="ClusterExecutor", daemon=False)
                 self._thread.start()
             if self._awake:
@@ -176,7 +181,7 @@ class Dispatcher:
 
     def _finished(self) -> bool:
         over = self._work.closed or not threading.main_thread().is_alive()
-        return over and not self._sent and not any(len(batch) for batch in self._work.batches)
+        return over and not self._sent and self._work.idle
 
     def _round(self) -> None:
         self._listen()
@@ -224,14 +229,22 @@ class Dispatcher:
             deadline = self._app.conf.get("clusterkit_publish_deadline")
             self._pipeline = Pipeline(self._app, self, window=WINDOW, timeout=deadline)
         args = (function, chunk.calls, self._channel, chunk.stop, chunk.claim)
+        try:
+            message = maker.message(next(self._numbers), task_id, args, {})
+        except Exception as error:  # noqa: BLE001 - arguments were changed since they were checked
+            chunk.fail(error)
+            return
         chunk.sent_at = time.monotonic()
         self._sent[task_id] = chunk
-        message = maker.message(next(self._numbers), task_id, args, {})
-        self._pipeline.declare(maker.declare)
         if chunk.claim:
             chunk.future.revoke = lambda: self._revoke(task_id)
+            if chunk.future.cancelled():  # just before
+                chunk.future.set_running_or_notify_cancel()
+                del self._sent[task_id]
+                return
+        self._pipeline.declare(maker.declare)
         self._pipeline.send(message)
-        if not any(len(batch) for batch in self._work.batches):
+        if self._work.idle:
             self._pipeline.poll()
 
     def _publish(self, act: Callable[..., Any], *args: Any) -> None:
@@ -245,9 +258,8 @@ class Dispatcher:
                 self._pipeline.close()
                 self._pipeline = None
             chunks = [self._sent.pop(task_id, None) for task_id in unconfirmed]
-            if unsent:
-                chunks += [chunk for task_id, chunk in list(self._sent.items()) if chunk in unsent]
-                self._sent = {key: chunk for key, chunk in self._sent.items() if chunk not in unsent}
+            mine = [task_id for task_id, chunk in list(self._sent.items()) if chunk in unsent]
+            chunks += [self._sent.pop(task_id, None) for task_id in mine]
             for chunk in chunks:
                 if chunk is not None:
                     chunk.fail(error)
@@ -264,10 +276,7 @@ class Dispatcher:
             chunk.fail(RefusedError(f"the broker refused {chunk.function}: {reason}"))
 
     def _fail_waiting(self, error: BaseException) -> None:
-        with self._work.lock:
-            batches, waiting = self._work.batches, list(self._work.batches)
-            batches.clear()
-        for batch in waiting:
+        for batch in self._work.take_all():
             batch.fail(error)
 
     def _fail_all(self, error: BaseException) -> None:
@@ -281,7 +290,8 @@ class Dispatcher:
     def _listen(self) -> None:
         if self._listener is not None or time.monotonic() < self._listen_at:
             return
-        listener = self._backend.hasty_client.pubsub(ignore_subscribe_messages=True)
+        store: Any = self._backend.hasty_client
+        listener = store.pubsub(ignore_subscribe_messages=True)
         try:
             listener.subscribe(self._channel)
             listener.get_message(timeout=_RETRY_INTERVAL)

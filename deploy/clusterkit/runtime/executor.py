@@ -149,15 +149,18 @@ class _Mapped(_Batch):
         self._chunks: deque[Future[tuple[list[Any], BaseException | None]]] = deque()
 
     def __len__(self) -> int:
-        return len(self._items) - self._next
+        with self._changed:
+            return len(self._items) - self._next
 
     def take(self, count: int) -> Chunk | None:
-        taken = self._items[self._next : self._next + count]
-        self._next += len(taken)
-        if not len(self):
-            self._items, self._next = [], 0
         future: Future[Any] = Future()
         with self._changed:
+            taken = self._items[self._next : self._next + count]
+            if not taken:  # nobody wants the results any more
+                return None
+            self._next += len(taken)
+            if self._next == len(self._items):
+                self._items, self._next = [], 0
             self._chunks.append(future)
             self._changed.notify()
 
@@ -168,10 +171,10 @@ class _Mapped(_Batch):
         return Chunk(self.function, taken, settle, stop=True)
 
     def fail(self, error: BaseException) -> None:
-        self._items, self._next = [], 0
         future: Future[Any] = Future()
         future.set_result(([], error))
         with self._changed:
+            self._items, self._next = [], 0
             self._chunks.append(future)
             self.ended = True
             self._changed.notify()
@@ -195,7 +198,8 @@ class _Mapped(_Batch):
                 if error is not None:
                     raise error
         finally:
-            self._items, self._next, self.ended = [], 0, True
+            with self._changed:
+                self._items, self._next, self.ended = [], 0, True
 
     def _chunk(self, deadline: float | None) -> Future[Any] | None:
         """Return the next chunk's future as soon as there is one; None after the last."""
@@ -221,6 +225,19 @@ class _Work:
         self.closed = False
         #: Seconds a call takes, by function, as measured.
         self._seconds: dict[str, float] = {}
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing waits to be sent."""
+        with self.lock:
+            return not any(len(batch) for batch in self.batches)
+
+    def take_all(self) -> list[_Batch]:
+        """Return all that waits, which is the caller's from now on."""
+        with self.lock:
+            taken = list(self.batches)
+            self.batches.clear()
+            return taken
 
     def measured(self, function: str, count: int, seconds: float) -> None:
         """Take note that ``count`` calls took ``seconds``."""
@@ -345,11 +362,9 @@ class ClusterExecutor(Executor):
         """Take no more calls; ``wait`` until all have ended, ``cancel_futures`` that no worker has begun."""
         with self._work.lock:
             self._work.closed = True
-            if cancel_futures:
-                for batch in self._work.batches:
-                    batch.cancel()
-                self._work.batches.clear()
         if cancel_futures:
+            for batch in self._work.take_all():
+                batch.cancel()
             self._dispatcher.cancel_sent()
         self._dispatcher.close()
         if wait:

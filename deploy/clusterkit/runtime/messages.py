@@ -1,8 +1,8 @@
 """What `apply_async` would send, without sending it; and many like it, at a fraction of the cost.
 
-Celery makes each message anew: routes, options, headers, 200 microseconds. Of a thousand calls of one task with
-the same options, only the ids and what stands for the arguments differ. So Celery makes one message, with a
-producer that keeps it instead of sending it, and the others are made of that one.
+Celery makes each message anew: routes, options, headers, 200 microseconds. Of a thousand calls of one task
+with the same options, only the ids and what stands for the arguments differ. So Celery makes one message,
+with a producer that keeps it instead of sending it, and the others are made of that one.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Confirmed publishing without a wait for each message: many are on their way to the broker at once.
 
-py-amqp waits for the confirm of every message before it sends the next (1,500 messages/s here, where the broker
+py-amqp waits for the confirm of every message before it sends the next (1,500 messages/s, where the broker
 takes 23,000). A pipeline has a window of messages that the broker has not confirmed yet. What it has not
-confirmed when a connection is lost is sent again on the next one, with the same ids: tasks may then run twice,
-and none is lost.
+confirmed when a connection is lost is sent again on the next one, with the same ids: tasks may then run
+twice, and none is lost.
 """
 
 from __future__ import annotations
