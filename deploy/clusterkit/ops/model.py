@@ -14,6 +14,8 @@ from typing import Annotated, Any, Final, Literal, get_args
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from clusterkit.ops.suggest import say
+from clusterkit.runtime.profiles import PROFILES
+from clusterkit.runtime.profiles import Name as ProfileName
 
 Pool = Literal["prefork", "threads", "gevent", "eventlet", "solo"]
 Backend = Literal["systemd", "supervisor", "compose"]
@@ -161,8 +163,21 @@ Concurrency = Annotated[Literal["auto"] | int, BeforeValidator(_concurrency)]
 Port = Annotated[int, Field(ge=1, le=HIGHEST_PORT)]
 
 
+#: The profile of a queue that names none.
+DEFAULT_PROFILE: Final[ProfileName] = "latency"
+
+
 class QueueSettings(Model):
-    """Limits of one queue; they are policies, so that they can be changed while messages wait."""
+    """What one queue's tasks are like, and its limits.
+
+    The limits are policies, so that they can be changed while messages wait.
+    """
+
+    profile: ProfileName = DEFAULT_PROFILE
+    """How worker nodes run the queue's tasks. `latency`: each as soon as a slot is free. `throughput`, for
+    many tasks of milliseconds: 60 messages taken per slot, several tasks given to a process in one go, no
+    task events, no log lines of tasks that succeed. `long-tasks`: nothing taken in advance, and a day's
+    `time_limit`. The queues of one worker node have the same."""
 
     delivery_limit: int = Field(default=20, ge=1)
     """How often a message is delivered again (its worker died, or its time limit ended it) before it
@@ -220,12 +235,13 @@ class WorkerNode(Model):
     """Hosts of the group `workers` the node runs on. Default: all of them."""
 
     prefetch_multiplier: int = Field(default=1, ge=1)
-    """Messages taken from the broker per slot, the running one included. 1 for long tasks, 16 to 64 for
-    short ones."""
+    """Messages taken from the broker per slot, the running one included. The default is that of its queues'
+    profile: 1, or 60 for `throughput`."""
 
     time_limit: int = Field(default=3_600, ge=1)
     """Seconds after which a task is ended by force. The broker's patience (`consumer_timeout`) follows
-    from it. Only prefork and gevent enforce it."""
+    from it. Only prefork and gevent enforce it. The default is that of its queues' profile: 3600, 60
+    for `throughput`, 86400 for `long-tasks`."""
 
     soft_time_limit: int | None = Field(default=None, ge=1)
     """Seconds after which SoftTimeLimitExceeded is raised inside a task, so that it can clean up; below
@@ -381,6 +397,19 @@ class Settings(Model):
             data = {**data, "ports": default_ports(data) | (ports or {})}
         return data
 
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in_profiles(cls, data: Any) -> Any:
+        nodes = data.get("worker_nodes") if isinstance(data, dict) else None
+        if not isinstance(nodes, list):
+            return data
+        filled = [profile_defaults(data, node) | node if isinstance(node, dict) else node for node in nodes]
+        return {**data, "worker_nodes": filled}
+
+    def profile_of(self, node: WorkerNode) -> ProfileName:
+        """Return the profile of the queues of ``node``."""
+        return self.queues[node.queues[0]].profile
+
 
 def default_ports(settings: dict[str, Any]) -> dict[str, int]:
     """Return every port as ``settings``, as written, place them without their own key `ports`."""
@@ -390,6 +419,24 @@ def default_ports(settings: dict[str, Any]) -> dict[str, int]:
     if not isinstance(base, int) or not LOWEST_PORT_BASE <= base <= HIGHEST_PORT_BASE:
         base = DEFAULT_PORT_BASE  # a wrong one is complained about as port_base, not once more as each port
     return {name: base + offset for name, offset in PORT_OFFSETS.items()}
+
+
+def profiles_of(settings: dict[str, Any], node: Any) -> list[str]:
+    """Return the profiles of the queues of ``node``, as written in ``settings``; none that are wrong."""
+    queues, names = settings.get("queues"), node.get("queues") if isinstance(node, dict) else None
+    if not isinstance(queues, dict) or not isinstance(names, list):
+        return []
+    written = [queues.get(name) or {} for name in names if isinstance(name, str) and name in queues]
+    found = [queue.get("profile", DEFAULT_PROFILE) for queue in written if isinstance(queue, dict)]
+    return [profile for profile in dict.fromkeys(map(str, found)) if profile in PROFILES]
+
+
+def profile_defaults(settings: dict[str, Any], node: Any) -> dict[str, Any]:
+    """Return what the profile of the queues of ``node``, as written, gives it unless it has its own."""
+    for name, profile in PROFILES.items():
+        if [name] == profiles_of(settings, node):
+            return {"prefetch_multiplier": profile.prefetch_multiplier, "time_limit": profile.time_limit}
+    return {}
 
 
 class AppSource(Model):
@@ -495,6 +542,7 @@ class Cluster(Settings):
                     **node.model_dump(mode="json"),
                     "auto_concurrency": node.auto_concurrency.model_dump(),
                     "most_cores": node.most_cores,
+                    "profile": self.profile_of(node),
                     "stop_timeout": self.stop_timeout_of(node),
                 }
                 for node in self.worker_nodes

@@ -12,7 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, get_args
 
-from clusterkit.ops.model import Backend, Settings, WorkerNode, app_source, default_ports
+from clusterkit.ops.model import (
+    Backend,
+    Settings,
+    WorkerNode,
+    app_source,
+    default_ports,
+    profile_defaults,
+    profiles_of,
+)
 from clusterkit.ops.suggest import did_you_mean
 
 if TYPE_CHECKING:
@@ -73,6 +81,11 @@ def warnings(written: Written) -> Iterator[Finding]:
         for key in ("time_limit", "soft_time_limit"):
             if node.get(key) is not None and key not in _KEEPS.get(pool, ()):
                 yield (*path, key), _no_effect(pool, key)
+        if node.get("soft_time_limit") is not None and profiles_of(written.raw, node) == ["throughput"]:
+            yield (
+                (*path, "soft_time_limit"),
+                "with it each task goes to a process alone: most of what `throughput` gains is lost",
+            )
 
 
 def _no_effect(pool: str, key: str) -> str:
@@ -172,10 +185,27 @@ def _hosts_are_workers(written: Written) -> Iterator[Finding]:
 def _soft_limit_is_sooner(written: Written) -> Iterator[Finding]:
     default = WorkerNode.model_fields["time_limit"].default
     for path, node in written.nodes():
-        soft, hard = node.get("soft_time_limit"), node.get("time_limit", default)
+        limits = {"time_limit": default} | profile_defaults(written.raw, node) | node
+        soft, hard = node.get("soft_time_limit"), limits["time_limit"]
         if isinstance(soft, int) and isinstance(hard, int) and soft >= hard:
             origin = "" if "time_limit" in node else ", the default"
             yield (*path, "soft_time_limit"), f"{soft} s must be below time_limit ({hard} s{origin})"
+
+
+def _profiles_agree(written: Written) -> Iterator[Finding]:
+    for path, node in written.nodes():
+        profiles = profiles_of(written.raw, node)
+        if len(profiles) > 1:
+            yield (
+                (*path, "queues"),
+                f"have different profiles ({', '.join(profiles)}): give each a node of its own",
+            )
+        multiplier = node.get("prefetch_multiplier")
+        if profiles == ["long-tasks"] and isinstance(multiplier, int) and multiplier > 1:
+            yield (
+                (*path, "prefetch_multiplier"),
+                f"{multiplier} lets tasks wait behind long ones; the profile long-tasks takes just 1",
+            )
 
 
 def _options_suit_the_pool(written: Written) -> Iterator[Finding]:
@@ -260,6 +290,7 @@ _RULES: Final[tuple[Callable[[Written], Iterator[Finding]], ...]] = (
     _no_entry_twice,
     _hosts_are_workers,
     _soft_limit_is_sooner,
+    _profiles_agree,
     _options_suit_the_pool,
     _ports_differ,
     _settings_suit_the_backend,

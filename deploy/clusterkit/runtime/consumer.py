@@ -7,6 +7,7 @@ letters, with a line in the log that says why, and a note of it for the operator
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import celery.worker.consumer
@@ -17,7 +18,9 @@ from celery.utils.log import get_logger
 from celery.utils.threads import bound_open_broker_sockets
 
 import clusterkit.runtime.giveback  # noqa: F401 - registers the control command
-from clusterkit.runtime import properties, rejections
+from clusterkit.runtime import profiles, properties, reading, rejections, timers
+from clusterkit.runtime.acks import Acks
+from clusterkit.runtime.batches import Batches
 from clusterkit.runtime.drain import Drain
 from clusterkit.runtime.settings import weakened
 
@@ -57,9 +60,31 @@ class Consumer(celery.worker.consumer.Consumer):
         super().__init__(*args, **kwargs)
         properties.tolerate()
         self._drain: Drain | None = None
+        #: Both only where a loop drives a pool of processes.
+        self.acks: Acks | None = None
+        self.batches: Batches | None = None
+        self._run_in_batches(profiles.current())
         self._notes = rejections.notes(self.app, self.hostname)
         for name, (has, should) in weakened(self.app).items():
             logger.warning("setting %s is %r; tasks can be lost: the kit sets %r", name, has, should)
+
+    def _run_in_batches(self, profile: profiles.Profile) -> None:
+        profiles.apply(profile, self.app)
+        if self.hub and self.pool.uses_semaphore and profile.batch > 1:
+            self.acks = Acks(self.call_soon)
+            self.batches = Batches(self, profile.batch)
+            self.on_task_request = self._on_task_request
+        if self.hub:
+            self.timer.call_repeatedly(timers.INTERVAL, self._sweep_timers)
+
+    def _on_task_request(self, request: Any) -> None:
+        assert self.batches  # noqa: S101 - set together with this
+        request.acknowledge_with_others = self._acknowledge
+        self.batches.take(request)
+
+    def _sweep_timers(self) -> None:
+        if not self._drain:  # then another thread fires them
+            timers.sweep(self.timer)
 
     def on_ready(self) -> None:
         """Note with what prefetch consuming began, for it may change (``clusterkit.runtime.resize``)."""
@@ -73,6 +98,9 @@ class Consumer(celery.worker.consumer.Consumer):
             # In an alarm the broker does not even answer that this connection may close.
             bound_open_broker_sockets(self.event_dispatcher.connection, CLOSE_TIMEOUT)
         super().stop()
+        if self.acks and self.connection:
+            with contextlib.suppress(*self.connection_errors, *self.channel_errors):
+                self.acks.flush()
         self._drain.begin()
 
     def on_close(self) -> None:
@@ -82,7 +110,13 @@ class Consumer(celery.worker.consumer.Consumer):
         again at another worker.
         """
         if not self._drain:
+            if self.batches:
+                self.batches.forget()
             super().on_close()
+
+    def _acknowledge(self, message: Message) -> bool:
+        """Acknowledge ``message`` together with others; False: it has to be done the usual way."""
+        return bool(self.acks and not self._drain and self.acks.add(message))
 
     def shutdown(self) -> None:
         """Close the connection; all tasks have ended."""
@@ -92,7 +126,12 @@ class Consumer(celery.worker.consumer.Consumer):
 
     def connection_for_read(self, heartbeat: float | None = None) -> Connection:
         """Return the connection that tasks and control commands arrive on."""
-        return self.ensure_connected(_without_confirms(self.app.connection_for_read(heartbeat=heartbeat)))
+        connection = self.ensure_connected(
+            _without_confirms(self.app.connection_for_read(heartbeat=heartbeat))
+        )
+        if self.acks:
+            reading.read_ahead(connection)
+        return connection
 
     def connection_for_write(self, url: str | None = None, heartbeat: float | None = None) -> Connection:
         """Return the connection that the worker's own events leave on."""
@@ -123,6 +162,8 @@ class Consumer(celery.worker.consumer.Consumer):
 
     def on_decode_error(self, message: Message, exc: Exception) -> None:
         """Send a message that cannot be decoded to the dead letters; Celery would acknowledge it."""
+        if self.acks:
+            self.acks.seen(message)
         self._to_dead_letters(message, exc)
 
     def on_unknown_message(self, body: Any, message: Message) -> None:
@@ -146,6 +187,8 @@ class Consumer(celery.worker.consumer.Consumer):
         connection_trouble = (*self.connection_errors, *self.channel_errors)
 
         def on_task_received(message: Message) -> Any:
+            if self.acks:
+                self.acks.seen(message)
             if self.blueprint.state != bootsteps.RUN:  # it was on its way when consuming was stopped
                 return message.reject_log_error(logger, self.connection_errors, requeue=True)
             try:

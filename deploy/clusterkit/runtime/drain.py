@@ -107,10 +107,14 @@ def _not_begun(consumer: Any) -> Iterator[Any]:
     pool = consumer.pool._pool  # noqa: SLF001 - billiard's, below Celery's
     semaphore._waiting.clear()  # noqa: SLF001
     pool.outbound_buffer.clear()
+    batches = consumer.batches
+    if batches:
+        batches.forget()
     written = set()
     for job in tuple(pool._cache.values()):  # noqa: SLF001
         if job._write_to:  # noqa: SLF001
-            written.add(job.correlation_id)
+            together = batches.of(job._job) if batches else []  # noqa: SLF001
+            written |= {request.id for request in together} or {job.correlation_id}
         else:
             job.discard()
     for request in tuple(reserved_requests):

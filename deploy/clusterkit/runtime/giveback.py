@@ -26,13 +26,13 @@ def give_back(state: Any) -> dict[str, int]:
     of threads and greenlets that may begin at any moment, and those run here.
     """
     worker = state.consumer.controller
-    waiting = getattr(worker.semaphore, "_waiting", None)
-    if not waiting:
-        return {"ok": 0}
-    given = [entry for entry in waiting if entry[0] == worker._process_task]  # noqa: SLF001 - no other way
-    for entry in given:
+    batches = getattr(state.consumer, "batches", None)
+    given = batches.give_up() if batches else []
+    waiting: Any = getattr(worker.semaphore, "_waiting", None) or ()
+    for entry in [each for each in waiting if each[0] == worker._process_task]:  # noqa: SLF001 - no other way
         waiting.remove(entry)
-        request = entry[1][0]
+        given.append(entry[1][0])
+    for request in given:
         request.reject(requeue=True)
         task_ready(request)
     if given:

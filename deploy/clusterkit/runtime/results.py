@@ -18,9 +18,11 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote, urlsplit
 
 import redis.exceptions
+from celery import states
 from celery.backends import redis as celery_redis
 from celery.backends.asynchronous import greenletDrainer
 from celery.utils.log import get_logger
+from kombu.utils.encoding import bytes_to_str
 from redis.backoff import ConstantBackoff
 from redis.connection import Connection, ConnectionPool, SSLConnection
 from redis.retry import Retry
@@ -460,6 +462,20 @@ class Backend(celery_redis.SentinelBackend):
     def mget(self, keys: list[Any]) -> Any:
         """Return the values of ``keys``; only those who wait for results ask, and they go on without."""
         return self.hasty_client.mget(keys)
+
+    def _store_result(
+        self, task_id: Any, result: Any, state: str, traceback: Any = None, request: Any = None, **more: Any
+    ) -> Any:
+        """Store a result. Celery looks first whether a success is there, which nothing must replace.
+
+        Another success may, so it needs no look: one answer of the store less for each task.
+        """
+        if state != states.SUCCESS:
+            return super()._store_result(task_id, result, state, traceback, request, **more)
+        meta = self._get_result_meta(result=result, state=state, traceback=traceback, request=request)
+        meta["task_id"] = bytes_to_str(task_id)
+        self._set_with_state(self.get_key_for_task(task_id), self.encode(meta), state)
+        return result
 
     def _set(self, key: Any, value: Any, expires: int | None = None, channel: Any = None) -> None:
         with self.client.pipeline(transaction=False) as commands:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import celery
 import celery.worker.request
@@ -13,6 +13,11 @@ from billiard.einfo import ExceptionInfo, ExceptionWithTraceback
 from celery.worker.state import successful_requests
 
 from clusterkit.runtime import rejections
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from kombu import Message
 
 #: Seconds. Delayed delivery counts whole seconds and refuses less than one (kombu 5.7: ValueError).
 SHORTEST_DELAY = 1
@@ -28,6 +33,10 @@ class Request(celery.worker.request.Request):
     _failure: BaseException | None = None
     #: Which greenlet or thread is sending an event of this task, and which greenlet cancels it; 0: none.
     _teller = _canceller = 0
+
+    acknowledged: bool
+    #: Takes the message when it is acknowledged together with others; False: it is not.
+    acknowledge_with_others: Callable[[Message], bool] = staticmethod(lambda _: False)
 
     def cancel(self, pool: Any, *args: Any, **kwargs: Any) -> None:
         """End the task's run: its message is lost with its connection, and comes again.
@@ -85,8 +94,15 @@ class Request(celery.worker.request.Request):
         #10462); with late acknowledgement the message then ends the next worker as well.
         """
         exc_info = _without_memory_error(exc_info)
-        self._failure = _exception(exc_info)
+        self._failure = exception_of(exc_info)
         return super().on_failure(exc_info, send_failed_event, return_ok)
+
+    def acknowledge(self) -> None:
+        """Acknowledge the message, together with others where the worker node's profile says so."""
+        if not self.acknowledged and self.acknowledge_with_others(self.message):
+            self.acknowledged = True
+        else:
+            super().acknowledge()
 
     def reject(self, requeue: bool = False) -> None:  # noqa: FBT001, FBT002
         """Give the message back; what goes to the dead letters for its failure leaves a note of it."""
@@ -95,13 +111,14 @@ class Request(celery.worker.request.Request):
         super().reject(requeue)
 
 
-def _exception(exc_info: ExceptionInfo) -> BaseException:
+def exception_of(exc_info: ExceptionInfo) -> BaseException:
+    """Return what was raised, without billiard's wrapping."""
     exception: BaseException = exc_info.exception
     return exception.exc if isinstance(exception, ExceptionWithTraceback) else exception
 
 
 def _without_memory_error(exc_info: ExceptionInfo) -> ExceptionInfo:
-    exception = _exception(exc_info)
+    exception = exception_of(exc_info)
     if not isinstance(exception, MemoryError):
         return exc_info
     try:
