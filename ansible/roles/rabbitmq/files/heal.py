@@ -33,7 +33,7 @@ AWAY = 120.0
 
 _REACHABLE = (
     "Running = [atom_to_list(N) || N <- nodes(), rpc:call(N, rabbit, is_running, []) == true],"
-    " io:put_chars(lists:join(10, Running))."
+    " io:put_chars([[Name, 10] || Name <- Running])."
 )
 
 
