@@ -16,7 +16,7 @@
 #   LINES     last lines of each service's log, or of the record (cluster-logs, -audit)  [20]
 #   FOLLOW    1: go on as lines come (cluster-logs)                                        []
 #   YES       1: do not ask (cluster-destroy, dlq-drop)                                    []
-#   JSON      1: print JSON instead of tables (cluster-up, -status, -check, -audit, flower) []
+#   JSON      1: print JSON instead of tables (cluster-up, -status, -check, -audit, flower, bench) []
 #   FILE      a file (cluster-backup, -restore; queue-dump, -load)                         []
 #   ID        dead letters, as make dlq-list names them, or beginnings (dlq-*)             []
 #   QUEUE     a queue (queue-dump; queue-load: another one; dlq-*: letters from it)        []
@@ -53,10 +53,13 @@
 #   SEED      decides about targets; the same one repeats a run (drill)                    []
 #   WORK      cpu, io or all (compare)                                                    [all]
 #   ONLY      systems, with commas: threading, prefork, ... (compare)         [all of them]
-#   REPEATS   rounds, of which the medians are shown (compare)                              [3]
+#   REPEATS   rounds, of which the medians are shown (compare: 3); pairs of runs of each two systems (bench: 5) []
 #   CONCURRENCY  calls at once, for all systems alike (compare)      [what `auto` is for each]
 #             compare: TASK= a function of your own, mymodule:function; ARGS= its arguments for every call, or
 #             a list of such lists; N= calls; KEEP=1 leaves its cluster running
+#   BENCH     a benchmark: publish, drain, sleep, cpu, latency, map, cpumap (bench)  [all]
+#   QUICK     1: the least of everything, to see whether it works (bench)                  []
+#   WRITE     1: write the tables and pictures of docs/performance.md (bench)              []
 #   PYTHON    interpreter the virtual environment is made with, 3.11 or later       [python3]
 
 CLUSTER ?= local
@@ -82,7 +85,7 @@ rollout = $(if $(CANARY),--canary $(CANARY)) $(if $(SERIAL),--serial $(SERIAL)) 
         cluster-release cluster-rollback cluster-releases cluster-scale cluster-discover cluster-tune cluster-rotate cluster-backup cluster-restore cluster-audit cluster-drain cluster-undrain cluster-down cluster-destroy \
         broker-restart broker-upgrade broker-remove broker-replace bundle drill drill-list \
         lab-up lab-status lab-ssh lab-down compose-up compose-status compose-down submit flower compare \
-        test lint format reference requirements
+        bench test lint format reference requirements
 
 ##@ Help
 help: ## list the targets
@@ -233,6 +236,9 @@ drill-list: .venv/.ready ## every drill: what it does, what should be seen, whet
 test: .venv/.ready-dev ## all tests, from nothing: brings up a cluster of its own [TESTS=]
 	@tests/provide
 	@.venv/bin/pytest $(if $(filter tests,$(TESTS)),--numprocesses 2) $(TESTS)
+
+bench: .venv/.ready-dev ## the kit beside its peers, pair by pair, on a cluster of its own [BENCH= REPEATS= QUICK=1 WRITE=1]
+	@PYTHONPATH=tests/benchmarks/app .venv/bin/python -m tests.benchmarks $(BENCH) $(json) $(if $(REPEATS),--repeats $(REPEATS)) $(if $(filter 1,$(QUICK)),--quick) $(if $(filter 1,$(WRITE)),--write)
 
 lint: .venv/.ready-dev ## ruff, mypy --strict, ansible-lint
 	@.venv/bin/ruff format --check .

@@ -1,0 +1,1 @@
+"""The tasks of the benchmarks, for the kit and for every system it is measured against."""

@@ -1,0 +1,44 @@
+"""On what it was measured."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import time
+from importlib import metadata
+from pathlib import Path
+
+from clusterkit.ops import deployment
+from clusterkit.ops.model import Cluster
+
+_PACKAGES = ("celery", "kombu", "amqp", "dramatiq", "pika", "taskiq", "taskiq-aio-pika", "aio-pika", "ppft")
+
+
+def describe(cluster: Cluster, root: Path) -> dict[str, str]:
+    """Return processor, memory, versions, the kit's commit and the date."""
+    with deployment.monitor(cluster) as broker:
+        rabbitmq = broker.version()
+    return {
+        "date": time.strftime("%Y-%m-%d"),
+        "kit": _commit(root),
+        "processor": f"{len(os.sched_getaffinity(0))} cores, {_processor()}",
+        "memory": f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB",
+        "system": f"Linux {platform.release().partition('-')[0]}, Python {platform.python_version()}",
+        "broker": f"RabbitMQ {rabbitmq}, one node, on the same cores",
+        "load before": f"{os.getloadavg()[1]:.1f} (mean of 5 minutes, before the first measurement)",
+        "packages": ", ".join(f"{name} {metadata.version(name)}" for name in _PACKAGES),
+    }
+
+
+def _processor() -> str:
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def _commit(root: Path) -> str:
+    done = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], cwd=root, capture_output=True, text=True, check=False
+    )
+    return done.stdout.strip() or "no git checkout"

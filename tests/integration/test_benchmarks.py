@@ -1,0 +1,67 @@
+"""Every benchmark, with the least of everything, so that none rots. Nothing is said about speed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import yaml
+from harness import BIN, ENVIRONMENT, PORT_BASE, ROOT, LocalCluster, needs_servers
+
+from tests.benchmarks.__main__ import WORKLOADS
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
+    """The inventory that `make bench` uses, elsewhere."""
+    needs_servers()
+    directory = tmp_path_factory.mktemp("clusters") / "benchtest"
+    shutil.copytree(ROOT / "deploy/clusters/bench", directory)
+    settings = yaml.safe_load((directory / "group_vars/all.yml").read_text())
+    settings |= {"home": ".cluster/benchtest", "port_base": PORT_BASE + 2_000}
+    (directory / "group_vars/all.yml").write_text(yaml.safe_dump(settings))
+    cluster = LocalCluster("benchtest", directory)
+    yield cluster
+    cluster.make("cluster-destroy", "YES=1")
+
+
+def quick(cluster: LocalCluster, *names: str) -> list[dict[str, Any]]:
+    """Run benchmarks, with one pair of runs of each two systems."""
+    done = subprocess.run(
+        [
+            BIN / "python",
+            "-m",
+            "tests.benchmarks",
+            *names,
+            "--quick",
+            "--json",
+            "--cluster",
+            cluster.directory,
+        ],
+        cwd=ROOT,
+        env={**ENVIRONMENT, "PYTHONPATH": "tests/benchmarks/app"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}\n{cluster.logs()}"
+    found: list[dict[str, Any]] = json.loads(done.stdout)
+    return found
+
+
+def test_every_workload_runs_with_every_system(bench: LocalCluster) -> None:
+    found = quick(bench)
+    measured = {table["bench"]: [row["name"] for row in table["rows"]] for table in found}
+    assert measured == {
+        name: [contender.name for contender in workload.contenders] for name, workload in WORKLOADS.items()
+    }
+    assert all(row["value"] > 0 for table in found for row in table["rows"])
+
+
+def test_nothing_runs_afterwards(bench: LocalCluster) -> None:
+    quick(bench, "publish")
+    assert [process.name() for process in bench.processes()] == []
