@@ -39,9 +39,9 @@ author:
 """
 
 EXAMPLES = r"""
-- name: Look at the host's resources
+- name: Look at what the host has, and at what it uses for three seconds
   host_resources:
-  register: resources
+    seconds: 3
 """
 
 RETURN = r"""
