@@ -48,19 +48,20 @@ class Consumer(celery.worker.consumer.Consumer):
     """Celery's consumer, with dead letters for what cannot run and events that never block."""
 
     class Blueprint(celery.worker.consumer.Consumer.Blueprint):
-        """The steps of a consumer's start, with the kit's for control commands and events."""
+        """The steps of a consumer's start, with the kit's for control commands."""
 
         default_steps: ClassVar = [
-            {
-                "celery.worker.consumer.control:Control": "clusterkit.runtime.control:ControlStep",
-                "celery.worker.consumer.events:Events": "clusterkit.runtime.events:EventsStep",
-            }.get(step, step)
+            {"celery.worker.consumer.control:Control": "clusterkit.runtime.control:ControlStep"}.get(
+                step, step
+            )
             for step in celery.worker.consumer.Consumer.Blueprint.default_steps
         ]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         properties.tolerate()
+        if not self.hub and self.pool.is_green:
+            self.app.events.dispatcher_cls = Dispatcher
         self._drain: Drain | None = None
         #: Both only where a loop drives a pool of processes.
         self.acks: Acks | None = None
@@ -136,10 +137,12 @@ class Consumer(celery.worker.consumer.Consumer):
         return connection
 
     def connection_for_write(self, url: str | None = None, heartbeat: float | None = None) -> Connection:
-        """Return the connection that the worker's own events leave on."""
-        return self.ensure_connected(
-            without_confirms(self.app.connection_for_write(url=url, heartbeat=heartbeat))
-        )
+        """Return the connection that the worker's own events leave on.
+
+        That of greenlets has no heartbeat but the events: nobody reads it.
+        """
+        beat = heartbeat if self.hub else 0
+        return self.ensure_connected(without_confirms(self.app.connection_for_write(url=url, heartbeat=beat)))
 
     def loop_args(self) -> tuple[Any, ...]:
         """Return what the loop is called with; it begins on the connection that is there now."""

@@ -16,10 +16,8 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 import celery.events.dispatcher
-import celery.worker.consumer.events
 from celery.events import event as celery_event
 from celery.utils.log import get_logger
-from celery.worker.state import reserved_requests
 
 if TYPE_CHECKING:
     import logging
@@ -35,7 +33,7 @@ _STUCK = 30.0
 #: Seconds until a lost connection is made anew.
 _PAUSE = 1.0
 #: Seconds a stopping worker waits for its last events to leave.
-_LAST = 2.0
+_LAST = 1.0
 
 
 def without_confirms(connection: kombu.Connection) -> kombu.Connection:
@@ -90,18 +88,17 @@ class Dispatcher(celery.events.dispatcher.EventDispatcher):
         if self._since and time.monotonic() - self._since > _STUCK:
             logger.warning("an event could not be sent for %d s: connecting anew for the others", _STUCK)
             # The old one is left to whom it holds: to close it could take as long.
-            self.channel = without_confirms(self.app.connection_for_write(heartbeat=0))
+            self.channel = without_confirms(self.app.connection_for_write())
             self._since = 0.0
             self.enable()
             self._begin()
 
-    def end(self, seconds: float) -> None:
-        """Send no more, once what waits is sent or ``seconds`` have passed."""
-        give_up_at = time.monotonic() + seconds
-        while self.waiting and time.monotonic() < give_up_at:
+    def disable(self) -> None:
+        """Send no more, once what waits is sent or a second has passed."""
+        give_up_at = time.monotonic() + _LAST
+        while self.enabled and self.waiting and time.monotonic() < give_up_at:
             time.sleep(0.05)
-        self.enabled = False
-        self.producer = None
+        super().disable()
         self._wake.set()
 
     def _begin(self) -> None:
@@ -133,37 +130,3 @@ class Dispatcher(celery.events.dispatcher.EventDispatcher):
             time.sleep(_PAUSE)
         if self.producer is producer:
             self._since = 0.0
-
-
-class EventsStep(celery.worker.consumer.events.Events):
-    """The step of a worker's start that connects for its events."""
-
-    def start(self, c: Any) -> None:
-        """Connect, and go on with what could not be sent before."""
-        if c.hub or not c.pool.is_green:
-            super().start(c)
-            return
-        before = self._close(c)
-        connection = c.connection_for_write(heartbeat=0)  # the worker's own heartbeat goes over it
-        c.event_dispatcher = Dispatcher(
-            connection, app=c.app, hostname=c.hostname, enabled=self.send_events, groups=self.groups
-        )
-        if before:
-            c.event_dispatcher.extend_buffer(before)
-            for request in tuple(reserved_requests):
-                request.eventer = c.event_dispatcher
-
-    def shutdown(self, c: Any) -> None:
-        """Send the last events, and close the connection."""
-        if isinstance(c.event_dispatcher, Dispatcher):
-            c.event_dispatcher.end(_LAST)
-        super().shutdown(c)
-
-    def _close(self, c: Any) -> Any:
-        dispatcher = c.event_dispatcher
-        if not isinstance(dispatcher, Dispatcher):
-            return super()._close(c)
-        self.groups = dispatcher.groups
-        dispatcher.end(0)
-        c.event_dispatcher = None
-        return dispatcher

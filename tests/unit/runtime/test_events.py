@@ -109,7 +109,7 @@ def test_the_next_dispatcher_sends_what_is_left(producers: list[Producer]) -> No
     before.send("worker-heartbeat")  # on its way
     wait_for(lambda: not before.waiting)
     before.send("task-started")
-    before.end(0)
+    before.disable()
     after = dispatcher()
     after.extend_buffer(before)
     producers[0].go_on.set()
@@ -119,7 +119,7 @@ def test_the_next_dispatcher_sends_what_is_left(producers: list[Producer]) -> No
 def test_an_ending_worker_sends_its_last_events(producers: list[Producer]) -> None:
     told = dispatcher()
     told.send("worker-offline")
-    told.end(5)
+    told.disable()
     wait_for(lambda: producers[0].sent == ["worker-offline"])
     told.send("worker-heartbeat")
     assert not told.waiting

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import sys
 import uuid
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
@@ -95,6 +94,7 @@ def consume() -> None:
     connection = connect()
     channel = connection.channel(1)
     last = held = 0
+    stopping = False
 
     def acknowledge() -> None:
         nonlocal held
@@ -111,16 +111,19 @@ def consume() -> None:
             acknowledge()
 
     def stop(*_: object) -> None:
-        sys.exit(0)
+        nonlocal stopping
+        stopping = True
 
     signal.signal(signal.SIGTERM, stop)
     channel.basic_qos(0, PREFETCH, a_global=False)
     channel.basic_consume(QUEUE, callback=run)
-    while True:
+    while not stopping:
         try:
             connection.drain_events(timeout=0.2)
         except TimeoutError:
             acknowledge()
+    acknowledge()
+    connection.close()
 
 
 if __name__ == "__main__":
