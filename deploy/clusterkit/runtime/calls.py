@@ -12,6 +12,7 @@ import importlib
 import inspect
 import os
 import re
+import signal
 import time
 import traceback
 from concurrent.futures import BrokenExecutor
@@ -41,6 +42,8 @@ SETTING: Final = "clusterkit_callables"
 MOST_DELIVERIES: Final = 5
 #: Prefix of the key by which a call is begun or cancelled, whichever comes first. Producers may write there.
 CLAIM: Final = "celery-taskset-meta-claim-"
+#: How a pool process leaves a task when it is told to end (billiard.common).
+TERMINATED: Final = -(256 - signal.SIGTERM)
 #: Values of that key.
 BEGUN, CANCELLED = b"begun", b"cancelled"
 
@@ -183,7 +186,9 @@ def _run(app: Celery, function: str, calls: list[Any], stop: bool) -> dict[str, 
                 values.append(target(*arguments))
         except (SoftTimeLimitExceeded, Ignore, WorkerShutdown, WorkerTerminate):
             raise
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - it is the caller's
+        except (Exception, SystemExit) as error:
+            if isinstance(error, SystemExit) and error.code == TERMINATED:
+                raise  # the worker lost its connection, and ends the run: the message comes again
             errors[str(len(values))] = _described(error)
             values.append(None)
             if stop:

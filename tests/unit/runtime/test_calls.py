@@ -108,6 +108,14 @@ def test_after_a_failed_call_of_a_map_none_is_begun() -> None:
     assert calls._run(app, "builtins:divmod", [[1, 0], [2, 1]], stop=True)["values"] == [None]
 
 
+def test_a_run_that_the_worker_ends_has_no_outcome_and_one_that_exits_by_itself_has() -> None:
+    app = configure(Celery("unit", set_as_current=False))
+    app.conf.clusterkit_callables = ["sys"]
+    with pytest.raises(SystemExit):
+        calls._run(app, "sys:exit", [[calls.TERMINATED]], stop=False)
+    assert calls._run(app, "sys:exit", [[3]], stop=False)["errors"]["0"]["exc_message"] == [3]
+
+
 def test_arguments_that_json_cannot_carry_are_refused() -> None:
     with pytest.raises(BadInputError, match="JSON"):
         calls.check_json([object()])
