@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import redis.exceptions
 from celery import uuid
+from celery.states import READY_STATES
 from celery.utils.log import get_logger
 from kombu.utils import json
 
@@ -349,6 +350,8 @@ class Dispatcher:
                 with contextlib.suppress(RuntimeError):
                     chunk.future.set_running_or_notify_cancel()
             return
+        if meta["status"] not in READY_STATES:
+            return  # a worker that lost its connection ended the run: the message comes again
         del self._sent[task_id]
         self._received.append(task_id)
         if len(self._received) >= _DELETE_AT_ONCE:
