@@ -11,9 +11,8 @@ import json
 import math
 import threading
 import time
-from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from clusterkit.ops import discover, inventoryedit
@@ -54,14 +53,12 @@ class Durations:
     count: int = 0
     total: float = 0.0
     longest: float = 0.0
-    names: Counter[str] = field(default_factory=Counter)
 
-    def add(self, name: str, seconds: float) -> None:
+    def add(self, seconds: float) -> None:
         """Count one task."""
         self.count += 1
         self.total += seconds
         self.longest = max(self.longest, seconds)
-        self.names[name] += 1
 
 
 @dataclass(frozen=True)
@@ -160,20 +157,13 @@ def tune(cluster: Cluster, app: Celery, *, seconds: float, sample: Sample | None
 def listen(app: Celery, stop: threading.Event) -> tuple[dict[str, Durations], float]:
     """Return how long tasks ran by worker node, by the events until ``stop``; and for how many seconds."""
     durations: dict[str, Durations] = {}
-    names: dict[str, str] = {}
-
-    def received(event: dict[str, Any]) -> None:
-        names[event["uuid"]] = event.get("name") or ""
 
     def succeeded(event: dict[str, Any]) -> None:
-        durations.setdefault(logical(event["hostname"]), Durations()).add(
-            names.pop(event["uuid"], ""), event["runtime"]
-        )
+        durations.setdefault(logical(event["hostname"]), Durations()).add(event["runtime"])
 
     began = time.monotonic()
     with app.connection_for_read() as connection:
-        handlers = {"task-received": received, "task-succeeded": succeeded}
-        receiver = app.events.Receiver(connection, handlers=handlers)
+        receiver = app.events.Receiver(connection, handlers={"task-succeeded": succeeded})
         while not stop.is_set():
             try:
                 receiver.capture(limit=None, timeout=0.5, wakeup=False)

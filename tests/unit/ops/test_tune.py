@@ -24,7 +24,7 @@ def use(pool: Any = "prefork", slots: int = 2, cores: float = 2.0, memory: int =
 def ran(count: int, seconds: float) -> tune.Durations:
     durations = tune.Durations()
     for _ in range(count):
-        durations.add("tasks.work", seconds)
+        durations.add(seconds)
     return durations
 
 
