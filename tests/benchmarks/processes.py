@@ -17,6 +17,8 @@ import psutil
 _STOP_WITHIN = 20.0
 #: Seconds a process may measure.
 _LONGEST = 120.0
+#: Seconds a process may be there for others to be measured.
+_LONGEST_THERE = 600.0
 
 
 class MeasureError(Exception):
@@ -45,23 +47,34 @@ def _children(root: psutil.Process) -> list[psutil.Process]:
 
 
 @contextlib.contextmanager
-def running(command: Sequence[str], environment: dict[str, str], log: Path) -> Iterator[psutil.Process]:
-    """Run ``command`` meanwhile; it and all that it started have ended afterwards."""
-    with log.open("ab") as output:
-        process = psutil.Popen(
-            command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
-        )
+def running(
+    commands: Sequence[Sequence[str]], environments: Sequence[dict[str, str]], log: Path
+) -> Iterator[list[psutil.Process]]:
+    """Run ``commands`` meanwhile; they and all that they started have ended afterwards."""
+    started: list[psutil.Process] = []
     try:
-        yield process
+        for command, environment in zip(commands, environments, strict=True):
+            with log.open("ab") as output:
+                started.append(
+                    psutil.Popen(
+                        command,
+                        env=environment,
+                        stdin=subprocess.DEVNULL,
+                        stdout=output,
+                        stderr=subprocess.STDOUT,
+                    )
+                )
+        yield started
     finally:
-        end(process)
+        end(*started)
 
 
-def end(root: psutil.Process) -> None:
-    """Ask ``root`` to stop, and kill what is left of it and its descendants when its time is up."""
-    family = [root, *_children(root)]
-    with contextlib.suppress(psutil.NoSuchProcess):
-        root.terminate()
+def end(*roots: psutil.Process) -> None:
+    """Ask ``roots`` to stop, and kill what is left of them and their descendants when their time is up."""
+    family = [process for root in roots for process in (root, *_children(root))]
+    for root in roots:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            root.terminate()
     _, left = psutil.wait_procs(family, timeout=_STOP_WITHIN)
     for process in left:
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -126,6 +139,32 @@ def in_turn(
         process.stdout.close()
         end(process)
     return Measured(json.loads(answer), used)
+
+
+@contextlib.contextmanager
+def until_told(command: Sequence[str], environment: dict[str, str], log: Path) -> Iterator[None]:
+    """Run a process of `benchwork` that says when it is there, and ends when its standard input does.
+
+    Raises:
+        MeasureError: it failed, or took longer than ten minutes in all.
+    """
+    with log.open("ab") as errors:
+        process = psutil.Popen(
+            command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True
+        )
+    too_long = threading.Timer(_LONGEST_THERE, process.kill)
+    too_long.start()
+    try:
+        _expect(process, command, log)
+        yield
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.close()
+        if process.wait(_LONGEST_THERE):
+            raise MeasureError(f"{' '.join(command)} ended with {process.wait()}; {log} may say why")
+    finally:
+        too_long.cancel()
+        process.stdout.close()
+        end(process)
 
 
 def _expect(process: Any, command: Sequence[str], log: Path) -> str:

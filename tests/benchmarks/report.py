@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from html import escape
@@ -28,13 +29,13 @@ def number(value: float) -> str:
 def columns(table: Table) -> dict[str, Callable[[Row], str]]:
     """Return what the columns of a table are called, and what each says of a row."""
     reference = table.rows[0].name.partition(",")[0]
-    found: dict[str, Callable[[Row], str]] = {
-        table.unit: lambda row: number(row.value),
-        "lowest to highest": lambda row: f"{number(row.lowest)} to {number(row.highest)}",
-        f"{reference} / this": lambda row: "" if row.ratio is None else f"{row.ratio:.2f}",
-        "CPU us": lambda row: number(row.cpu),
-        "broker us": lambda row: number(row.broker),
-    }
+    found: dict[str, Callable[[Row], str]] = {table.unit: lambda row: number(row.value)}
+    if any(row.samples > 1 for row in table.rows):
+        found["lowest to highest"] = lambda row: f"{number(row.lowest)} to {number(row.highest)}"
+    if any(row.ratio is not None for row in table.rows):
+        found[f"{reference} / this"] = lambda row: "" if row.ratio is None else f"{row.ratio:.2f}"
+    found["CPU us"] = lambda row: number(row.cpu)
+    found["broker us"] = lambda row: number(row.broker)
     for group, names in _groups(table.rows[0].figures).items():
         found[group] = _group(names)
     return found
@@ -91,8 +92,9 @@ def markdown(table: Table, picture: str) -> str:
 
 
 def _repeats(table: Table) -> str:
-    pairs = min(row.samples for row in table.rows)
-    return f"{pairs} pair{'s' if pairs > 1 else ''} of runs"
+    runs = min(row.samples for row in table.rows)
+    what = "run" if all(row.ratio is None for row in table.rows) else "pair of runs"
+    return f"{runs} {what if runs == 1 else what.replace('pair', 'pairs')}"
 
 
 def svg(table: Table) -> str:
@@ -101,8 +103,8 @@ def svg(table: Table) -> str:
     height = _TOP + 2 * panel + _PANEL + 8
     parts = [
         f'<text x="4" y="18" font-size="14" font-weight="600" fill="{_INK}">{escape(table.title)}</text>',
-        _bars(table, table.unit, lambda row: row.value, _TOP),
-        _bars(table, "CPU, microseconds a task", lambda row: row.cpu, _TOP + panel + _PANEL),
+        _bars(table, table.unit, lambda row: row.value, _TOP, logarithmic=table.logarithmic),
+        _bars(table, f"CPU, microseconds {table.cpu_of}", lambda row: row.cpu, _TOP + panel + _PANEL),
     ]
     said = "; ".join(f"{row.name} {number(row.value)}" for row in table.rows)
     label = escape(f"{table.title}, {table.unit}: {said}", quote=True)
@@ -112,12 +114,16 @@ def svg(table: Table) -> str:
     )
 
 
-def _bars(table: Table, title: str, of: Callable[[Row], float], top: int) -> str:
-    longest = max([*map(of, table.rows), 1e-9])
+def _bars(
+    table: Table, title: str, of: Callable[[Row], float], top: int, *, logarithmic: bool = False
+) -> str:
+    scale: Callable[[float], float] = math.log1p if logarithmic else float
+    longest = max([*(scale(of(row)) for row in table.rows), 1e-9])
+    title += " (logarithmic)" if logarithmic else ""
     parts = [f'<text x="{_LEFT}" y="{top - 8}" fill="{_SOFT}">{escape(title)}</text>']
     for index, row in enumerate(table.rows):
         y = top + index * (_BAR + _GAP)
-        width = max(of(row) / longest * (_WIDTH - _LEFT - _RIGHT), 1)
+        width = max(scale(of(row)) / longest * (_WIDTH - _LEFT - _RIGHT), 1)
         colour = _KIT if row.name.startswith("kit") else _OTHER
         base = y + _BAR - 5
         parts.append(

@@ -82,6 +82,10 @@ class Table:
     """By system."""
     seconds: float = 0.0
     """How long it took to measure."""
+    logarithmic: bool = False
+    """Whether the picture's first bars are: their values are too far apart."""
+    cpu_of: str = "a task"
+    """What the microseconds are of."""
 
     def to_json(self) -> dict[str, Any]:
         """Return it as JSON-safe values."""
@@ -98,8 +102,8 @@ def rows(reference: str, pairs: Sequence[Pair]) -> tuple[Row, ...]:
     """Return the reference's row, and one for each peer in the order in which they were first measured."""
     peers = list(dict.fromkeys(pair.peer for pair in pairs))
     return (
-        _row(reference, [pair.reference for pair in pairs], []),
-        *(_row(peer, [pair.other for pair in own], own) for peer in peers for own in [_of(peer, pairs)]),
+        row(reference, [pair.reference for pair in pairs]),
+        *(row(peer, [pair.other for pair in own], own) for peer in peers for own in [_of(peer, pairs)]),
     )
 
 
@@ -107,7 +111,8 @@ def _of(peer: str, pairs: Sequence[Pair]) -> list[Pair]:
     return [pair for pair in pairs if pair.peer == peer]
 
 
-def _row(name: str, samples: Sequence[Sample], pairs: Sequence[Pair]) -> Row:
+def row(name: str, samples: Sequence[Sample], pairs: Sequence[Pair] = ()) -> Row:
+    """Return what ``samples`` of a system say, and ``pairs`` with the reference."""
     values = [sample.value for sample in samples]
     return Row(
         name=name,

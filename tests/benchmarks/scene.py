@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
+import httpx
 import kombu
 import psutil
 from amqp.exceptions import NotFound
@@ -24,7 +25,7 @@ from supervisor.xmlrpc import SupervisorTransport
 from clusterkit.ops import deployment, inventory, topology
 from clusterkit.ops.model import Cluster
 from clusterkit.runtime.clusterfile import CONFIG_VARIABLE, ClusterFile
-from tests.benchmarks.processes import Measured, MeasureError, in_turn, running
+from tests.benchmarks.processes import Measured, MeasureError, in_turn, running, until_told
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 _APP: Final = Path(__file__).parent / "app"
@@ -46,6 +47,9 @@ class Scene:
     """The cluster while it is measured on; ``cores`` is how many worker processes every system gets."""
 
     def __init__(self, cluster: Cluster, peers_url: str) -> None:
+        peer = kombu.Connection(peers_url)
+        self._monitor = (peer.userid, peer.password)
+        self._api = f"http://127.0.0.1:{cluster.ports.management}"
         self.cores = len(os.sched_getaffinity(0))
         self.directory = cluster.home / "bench"
         self.log = self.directory / "log"
@@ -97,13 +101,35 @@ class Scene:
     @contextlib.contextmanager
     def processes(self, *commands: Sequence[str], **environment: str) -> Iterator[list[psutil.Process]]:
         """Run commands of the checkout's environment meanwhile."""
-        with contextlib.ExitStack() as stack:
-            yield [
-                stack.enter_context(
-                    running(_command(*command), {**self.environment, **environment}, self.log)
-                )
-                for command in commands
-            ]
+        each = [_command(*command) for command in commands]
+        with running(each, [{**self.environment, **environment}] * len(each), self.log) as started:
+            yield started
+
+    @contextlib.contextmanager
+    def copies(self, name: str, count: int) -> Iterator[list[psutil.Process]]:
+        """Run ``count`` worker nodes meanwhile, each as the kit deployed ``name`` but for its one process."""
+        with self.nodes(name) as [deployed]:
+            command, environment = deployed.cmdline(), deployed.environ()
+        size = self.directory / "one.json"
+        size.write_text('{"concurrency": 1}', encoding="utf-8")
+        commands, environments = [], []
+        for number in range(count):
+            own = {"--hostname": f"idle-{number}@bench", "--statedb": str(self.directory / f"idle-{number}")}
+            commands.append(
+                [own.get(before, word) for before, word in zip(["", *command], command, strict=False)]
+            )
+            environments.append(
+                {**environment, "CLUSTERKIT_SERVICE": f"idle-{number}", "CLUSTERKIT_NODE_FILE": str(size)}
+            )
+        with running(commands, environments, self.log) as started:
+            yield started
+
+    @contextlib.contextmanager
+    def fleet(self, module: str, nodes: int, *options: str) -> Iterator[None]:
+        """Simulate ``nodes`` idle worker nodes meanwhile, and have a reader of all events."""
+        command = _command("python", "-m", "benchwork.fleet", module, str(nodes), *options)
+        with until_told(command, self.environment, self.log):
+            yield
 
     def measure(
         self,
@@ -134,8 +160,18 @@ class Scene:
     def ready(self, place: Place) -> int:
         """Return how many messages are in a queue, without those that a consumer has."""
         with self._channel(place) as channel:
-            declared = channel.queue_declare(place.queue, passive=True)
-            return int(declared.message_count)
+            return int(channel.queue_declare(place.queue, passive=True).message_count)
+
+    def consumers(self, place: Place) -> int:
+        """Return how many consume from a queue."""
+        with self._channel(place) as channel:
+            return int(channel.queue_declare(place.queue, passive=True).consumer_count)
+
+    def traffic(self) -> tuple[int, int]:
+        """Return how many messages the broker has taken and delivered since it began; a few seconds old."""
+        answer = httpx.get(f"{self._api}/api/overview", auth=self._monitor, timeout=60, trust_env=False)
+        counted = answer.raise_for_status().json().get("message_stats", {})
+        return counted.get("publish", 0), counted.get("deliver_get", 0)
 
     @contextlib.contextmanager
     def _channel(self, place: Place) -> Iterator[Any]:
@@ -209,7 +245,7 @@ def _peers(cluster: Cluster) -> str:
         "name": _PEERS,
         "password_hash": topology.password_hash(_PEERS, password),
         "hashing_algorithm": "rabbit_password_hashing_sha256",
-        "tags": [],
+        "tags": ["monitoring"],
     }
     everything = {"configure": ".*", "write": ".*", "read": ".*"}
     deployment.administrator(cluster).add_definitions(

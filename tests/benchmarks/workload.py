@@ -34,6 +34,11 @@ class Workload:
     contenders: tuple[Contender, ...]
     notes: tuple[str, ...]
 
+    def names(self, *, quick: bool) -> list[str]:
+        """Return what the rows are called."""
+        del quick
+        return [contender.name for contender in self.contenders]
+
     def run(self, scene: Scene, repeats: int, say: Callable[[str], None], *, quick: bool) -> Table:
         """Measure every pair ``repeats`` times.
 
