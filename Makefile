@@ -6,6 +6,7 @@
 # Variables (also from the environment):
 #   CLUSTER   inventory below deploy/clusters/, or the path of one                  [local]
 #   BUNDLE    distribution packages for hosts that reach no registry (cluster-up, broker-upgrade) []
+#   TIMES     1: also show which step took how long (cluster-up)                           []
 #   AUTHORITY 1: a new certificate authority, too (cluster-rotate)                         []
 #   HOST      one host, such as h1 (broker-*, cluster-drain, -undrain, lab-ssh; lab-down: only this one) []
 #   REASON    why a host is drained (cluster-drain)                                        []
@@ -51,13 +52,14 @@
 #   TASKS     tasks to send in each drill, at least (drill)                           [10000]
 #   RATE      tasks a second (drill)                                                    [200]
 #   SEED      decides about targets; the same one repeats a run (drill)                    []
+#   BULK      1: send as submit_many does, many publishes under way (drill)                []
 #   WORK      cpu, io or all (compare)                                                    [all]
 #   ONLY      systems, with commas: threading, prefork, ... (compare)         [all of them]
 #   REPEATS   rounds, of which the medians are shown (compare: 3); pairs of runs of each two systems (bench: 5) []
 #   CONCURRENCY  calls at once, for all systems alike (compare)      [what `auto` is for each]
 #             compare: TASK= a function of your own, mymodule:function; ARGS= its arguments for every call, or
 #             a list of such lists; N= calls; KEEP=1 leaves its cluster running
-#   BENCH     a benchmark: publish, drain, sleep, cpu, latency, map, cpumap (bench)  [all]
+#   BENCH     a benchmark: publish, drain, sleep, cpu, latency, map, cpumap, idle (bench) [all]
 #   QUICK     1: the least of everything, to see whether it works (bench)                  []
 #   WRITE     1: write the tables and pictures of docs/performance.md (bench)              []
 #   PYTHON    interpreter the virtual environment is made with, 3.11 or later       [python3]
@@ -85,7 +87,7 @@ rollout = $(if $(CANARY),--canary $(CANARY)) $(if $(SERIAL),--serial $(SERIAL)) 
         cluster-release cluster-rollback cluster-releases cluster-scale cluster-discover cluster-tune cluster-rotate cluster-backup cluster-restore cluster-audit cluster-drain cluster-undrain cluster-down cluster-destroy \
         broker-restart broker-upgrade broker-remove broker-replace bundle drill drill-list \
         lab-up lab-status lab-ssh lab-down compose-up compose-status compose-down submit flower compare \
-        bench test lint format reference requirements
+        bench bench-deploy test lint format reference requirements
 
 ##@ Help
 help: ## list the targets
@@ -96,8 +98,8 @@ help: ## list the targets
 cluster-preflight: .venv/.ready ## look for all that would keep it from coming up, on every host; changes nothing
 	@$(clusterkit) cluster preflight $(json)
 
-cluster-up: .venv/.ready ## bring the cluster up, or to what its inventory says now; ends when probes came back [BUNDLE=]
-	@$(clusterkit) cluster up $(json) $(if $(BUNDLE),--bundle $(BUNDLE))
+cluster-up: .venv/.ready ## bring the cluster up, or to what its inventory says now; ends when probes came back [BUNDLE= TIMES=1]
+	@$(clusterkit) cluster up $(json) $(if $(BUNDLE),--bundle $(BUNDLE)) $(if $(filter 1,$(TIMES)),--times)
 
 cluster-status: .venv/.ready ## services, worker nodes, queues; exit code 7 when something is wrong
 	@$(clusterkit) cluster status $(json)
@@ -226,8 +228,8 @@ compare: .venv/.ready ## the same work under nine systems, side by side [WORK= O
 	  $(if $(CONCURRENCY),--concurrency $(CONCURRENCY)) $(if $(filter 1,$(KEEP)),--keep)
 
 ##@ Drills
-drill: .venv/.ready ## cause faults under load and count what they cost; needs drills: true [DRILL= TASKS= RATE= SEED=]
-	@$(clusterkit) drill run $(DRILL) $(if $(TASKS),--tasks $(TASKS)) $(if $(RATE),--rate $(RATE)) $(if $(SEED),--seed $(SEED)) $(json)
+drill: .venv/.ready ## cause faults under load and count what they cost; needs drills: true [DRILL= TASKS= RATE= SEED= BULK=1]
+	@$(clusterkit) drill run $(DRILL) $(if $(TASKS),--tasks $(TASKS)) $(if $(RATE),--rate $(RATE)) $(if $(SEED),--seed $(SEED)) $(if $(filter 1,$(BULK)),--bulk) $(json)
 
 drill-list: .venv/.ready ## every drill: what it does, what should be seen, whether it is possible here
 	@$(clusterkit) drill list $(json)
@@ -239,6 +241,9 @@ test: .venv/.ready-dev ## all tests, from nothing: brings up a cluster of its ow
 
 bench: .venv/.ready-dev ## the kit beside its peers, pair by pair, on a cluster of its own [BENCH= REPEATS= QUICK=1 WRITE=1]
 	@PYTHONPATH=tests/benchmarks/app .venv/bin/python -m tests.benchmarks $(BENCH) $(json) $(if $(REPEATS),--repeats $(REPEATS)) $(if $(filter 1,$(QUICK)),--quick) $(if $(filter 1,$(WRITE)),--write)
+
+bench-deploy: .venv/.ready-dev ## how long cluster-up takes on labs of 1, 2, 4, 8 and 16 hosts [HOSTS= WRITE=1]
+	@.venv/bin/python -m tests.benchmarks.deploy $(HOSTS) $(json) $(if $(filter 1,$(WRITE)),--write)
 
 lint: .venv/.ready-dev ## ruff, mypy --strict, ansible-lint
 	@.venv/bin/ruff format --check .

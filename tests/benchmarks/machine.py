@@ -15,16 +15,23 @@ from clusterkit.ops.model import Cluster
 _PACKAGES = ("celery", "kombu", "amqp", "dramatiq", "pika", "taskiq", "taskiq-aio-pika", "aio-pika", "ppft")
 
 
-def describe(cluster: Cluster, root: Path) -> dict[str, str]:
-    """Return processor, memory, versions, the kit's commit and the date."""
-    with deployment.monitor(cluster) as broker:
-        rabbitmq = broker.version()
+def hardware(root: Path) -> dict[str, str]:
+    """Return processor, memory, the kit's commit and the date."""
     return {
         "date": time.strftime("%Y-%m-%d"),
         "kit": _commit(root),
         "processor": f"{len(os.sched_getaffinity(0))} cores, {_processor()}",
         "memory": f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB",
         "system": f"Linux {platform.release().partition('-')[0]}, Python {platform.python_version()}",
+    }
+
+
+def describe(cluster: Cluster, root: Path) -> dict[str, str]:
+    """Return hardware, versions and what else the machine does."""
+    with deployment.monitor(cluster) as broker:
+        rabbitmq = broker.version()
+    return {
+        **hardware(root),
         "broker": f"RabbitMQ {rabbitmq}, one node, on the same cores",
         "load before": f"{os.getloadavg()[1]:.1f} (mean of 5 minutes, before the first measurement)",
         "packages": ", ".join(f"{name} {metadata.version(name)}" for name in _PACKAGES),

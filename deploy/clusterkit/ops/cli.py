@@ -117,6 +117,7 @@ def up(
             exists=True, dir_okay=False, help="Distribution packages for hosts that reach no registry."
         ),
     ] = None,
+    show_times: Annotated[bool, typer.Option("--times", help="Also show which step took how long.")] = False,
     as_json: Json = False,
 ) -> None:
     """Make the hosts what the inventory says, and prove it with probe tasks.
@@ -129,8 +130,9 @@ def up(
       clusterkit cluster up --cluster lab
       clusterkit cluster up --cluster ~/inventories/production
       clusterkit cluster up --cluster lab --bundle .cluster/bundles/trixie.tar   # made by clusterkit bundle
+      clusterkit cluster up --cluster lab --times
     """
-    from clusterkit.ops import deployment, status
+    from clusterkit.ops import deployment, status, times
 
     loaded = load(cluster)
     done = deployment.up(loaded, stderr, bundle)
@@ -144,9 +146,12 @@ def up(
                 "release": done.release,
                 "probes_ms": done.probes.answers,
                 "urls": status.urls(loaded),
+                **({"times": [asdict(each) for each in times.by_task(done.ran)]} if show_times else {}),
             }
         )
         return
+    if show_times:
+        stdout.print(times.table(done.ran, done.seconds))
     status.show_deployed(loaded, done, stdout)
 
 

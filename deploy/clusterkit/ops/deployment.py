@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from clusterkit.ops.pki import Pki
     from clusterkit.ops.probing import Probes
     from clusterkit.ops.secrets import Role, Secrets
+    from clusterkit.ops.times import Ran
 
 PREFLIGHT, BUILD, _PROBE = "Preflight", "App release", "Probe tasks"
 #: Seconds within which every worker node has to answer a probe on each of its queues.
@@ -55,7 +56,7 @@ PROBE_DEADLINE = 60.0
 
 @dataclass(frozen=True)
 class Deployed:
-    """What an ``up`` did: changes made, seconds taken, the release and the nodes that run, their probes."""
+    """What an ``up`` did: changes made, seconds taken and by what, the release and nodes that run, probes."""
 
     changes: int
     seconds: float
@@ -63,6 +64,7 @@ class Deployed:
     nodes: tuple[NodeStatus, ...]
     probes: Probes
     changed_hosts: tuple[str, ...]
+    ran: tuple[Ran, ...]
 
 
 def up(cluster: Cluster, console: Console, bundle: Path | None = None) -> Deployed:
@@ -109,6 +111,7 @@ def up(cluster: Cluster, console: Console, bundle: Path | None = None) -> Deploy
             status.nodes(cluster, app),
             probes,
             outcome.changed_hosts(),
+            tuple(outcome.ran),
         )
 
 

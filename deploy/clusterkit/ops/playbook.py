@@ -16,6 +16,7 @@ import yaml
 
 from clusterkit.ops import lock
 from clusterkit.ops.errors import DeployError, PreflightError, ReleaseError
+from clusterkit.ops.times import Ran
 from clusterkit.runtime.errors import InterruptedByUserError
 
 if TYPE_CHECKING:
@@ -34,10 +35,11 @@ _TAIL = 40
 
 @dataclass
 class Outcome:
-    """What a playbook run left behind: results by task name and host, and what failed."""
+    """What a playbook run left behind: results by task name and host, what failed, and what took how long."""
 
     results: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
     failures: list[Failure] = field(default_factory=list)
+    ran: list[Ran] = field(default_factory=list)
 
     def all(self) -> list[dict[str, Any]]:
         """Return every result of every task on every host."""
@@ -160,6 +162,7 @@ def _handle(event: dict[str, Any], outcome: Outcome, progress: Progress | None) 
         progress.doing(f"{host}: {task}")
     elif kind == "runner_on_ok":
         outcome.results.setdefault(task, {})[host] = data["res"]
+        outcome.ran.append(Ran.of(data))
         if progress and data.get("task_action", "").rpartition(".")[2] not in _NO_WORK:
             progress.done(f"{host}: {task}", changed=bool(data["res"].get("changed")))
     elif kind in {"runner_on_failed", "runner_on_unreachable"} and not data.get("ignore_errors"):
