@@ -22,9 +22,9 @@ def marked(cluster: LocalCluster) -> LocalCluster:
     return cluster
 
 
-def drill(cluster: LocalCluster, name: str) -> dict[str, Any]:
+def drill(cluster: LocalCluster, name: str, *options: str) -> dict[str, Any]:
     """Run a drill; return what it found."""
-    run = json.loads(cluster.make("drill", f"DRILL={name}", "JSON=1", *LOAD).stdout)
+    run = json.loads(cluster.make("drill", f"DRILL={name}", "JSON=1", *LOAD, *options).stdout)
     (outcome,) = run["outcomes"]
     found: dict[str, Any] = outcome
     return found
@@ -41,6 +41,14 @@ def test_killed_pool_processes_lose_nothing(marked: LocalCluster) -> None:
     assert ledger["confirmed"] == ledger["sent"] >= 120
     assert not ledger["lost"]
     assert not ledger["results_missing"]
+
+
+def test_a_killed_broker_loses_nothing_of_a_load_sent_in_bulk(marked: LocalCluster) -> None:
+    outcome = drill(marked, "broker-killed", "BULK=1")
+    ledger = outcome["ledger"]
+    assert ledger["sent"] >= 120
+    assert ledger["sent"] == ledger["confirmed"] + ledger["refused"]
+    assert not ledger["lost"]
 
 
 def test_messages_that_cannot_be_decoded_are_found_in_the_dead_letters_and_taken_out(

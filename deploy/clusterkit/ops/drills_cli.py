@@ -27,6 +27,7 @@ def run(
     seed: Annotated[
         int | None, typer.Option(help="Decides about targets, and which drills are random.")
     ] = None,
+    bulk: Annotated[bool, typer.Option("--bulk", help="Send as submit_many does.")] = False,
     as_json: Json = False,
 ) -> None:
     """Send numbered tasks, cause a fault, undo it, and count what became of every task.
@@ -45,7 +46,7 @@ def run(
     loaded = load(cluster)
     runs.refuse_unless_marked(loaded)
     loaded = brought_up(cluster)
-    plan = Plan(tasks, rate, secrets.randbelow(10_000) if seed is None else seed)
+    plan = Plan(tasks, rate, secrets.randbelow(10_000) if seed is None else seed, bulk)
     found, directory = runs.run(loaded, name, plan, stderr)
     if as_json:
         print_json(found.to_json())

@@ -52,11 +52,15 @@ _LOOK: Final = 0.5
 
 @dataclass(frozen=True)
 class Plan:
-    """How much load: ``tasks`` at ``rate`` a second; ``seed`` decides about targets."""
+    """How much load: ``tasks`` at ``rate`` a second; ``seed`` decides about targets.
+
+    ``bulk``: sent as ``submit_many`` does.
+    """
 
     tasks: int
     rate: float
     seed: int
+    bulk: bool = False
 
 
 def run(cluster: Cluster, fault: Fault, plan: Plan, directory: Path, progress: Progress) -> Outcome:
@@ -77,6 +81,7 @@ def run(cluster: Cluster, fault: Fault, plan: Plan, directory: Path, progress: P
         queues=tuple(cluster.queues),
         tasks=plan.tasks,
         rate=plan.rate,
+        bulk=plan.bulk,
     )
     progress.start(LOAD)
     _must_be_healthy(cluster, progress.doing)

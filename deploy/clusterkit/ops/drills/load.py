@@ -22,8 +22,13 @@ from celery import Celery
 from clusterkit.ops.drills.journal import SPECIAL, Journal, task_id
 from clusterkit.runtime import client, configure
 from clusterkit.runtime.drill import DRILL
+from clusterkit.runtime.errors import RefusedError
+from clusterkit.runtime.messages import Maker
+from clusterkit.runtime.pipeline import WINDOW, Message, Pipeline
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from clusterkit.runtime.drill import Kind
 
 #: Publishes a thread does in a second at most: one takes a few milliseconds, on a busy machine up to 50.
@@ -47,6 +52,8 @@ class Options:
     tasks: int
     rate: float
     first: int = 0
+    bulk: bool = False
+    """Send as ``submit_many`` does, many publishes under way, instead of one after the other."""
 
     def to_json(self) -> str:
         """Return it as an argument for the process."""
@@ -67,15 +74,20 @@ def milliseconds(options: Options, number: int) -> int:
     return SHORT if number % every else LONG
 
 
+def connected(options: Options, connections: int) -> Celery:
+    """Return an app with the producer's identity, and at most so many connections to the broker."""
+    app = configure(Celery("drill", set_as_current=False))
+    app.conf.broker_pool_limit = connections
+    return client.connect(app, path=Path(options.client_file), timeout=30)
+
+
 class Sender:
     """Publishes tasks of a drill with the producer's identity, and notes down what came of each."""
 
     def __init__(self, options: Options, journal: Journal, connections: int) -> None:
         self._options = options
         self._journal = journal
-        app = configure(Celery("drill", set_as_current=False))
-        app.conf.broker_pool_limit = connections
-        self._app = client.connect(app, path=Path(options.client_file), timeout=30)
+        self._app = connected(options, connections)
 
     def send(self, number: int, queue: str, kind: Kind = "ok", name: str = DRILL) -> None:
         """Publish the task ``number``; what it raises is in the journal, not here."""
@@ -105,6 +117,53 @@ class Sender:
             self._journal.confirmed(number)
 
 
+class Pipelined:
+    """Publishes tasks of a drill as ``submit_many`` does, and notes down what the broker says of each."""
+
+    def __init__(self, options: Options, journal: Journal) -> None:
+        self._options = options
+        self._journal = journal
+        self._app = connected(options, 1)
+        self._makers = {queue: Maker(self._app, DRILL, {"queue": queue}) for queue in options.queues}
+        self._pipeline = self._opened()
+
+    def _opened(self) -> Pipeline:
+        deadline = self._app.conf.clusterkit_publish_deadline
+        return Pipeline(self._app, self, window=WINDOW, timeout=deadline)
+
+    def send(self, number: int, queue: str) -> None:
+        """Publish the task ``number``, and do not wait for its confirm."""
+        arguments = [self._options.drill, number, milliseconds(self._options, number), "ok"]
+        message = self._makers[queue].message(number, task_id(self._options.drill, number), arguments, {})
+        self._journal.intent(number, queue)
+        self._try(self._pipeline.send, message)
+
+    def look(self) -> None:
+        """Take note of what the broker has said."""
+        self._try(self._pipeline.poll)
+
+    def finish(self) -> None:
+        """Wait until the broker has said what became of all."""
+        self._try(self._pipeline.finish)
+
+    def _try(self, act: Callable[..., None], *args: Any) -> None:
+        try:
+            act(*args)
+        except Exception as error:  # noqa: BLE001 - whatever a producer gets is what the drill is about
+            for message in self._pipeline.unconfirmed:
+                self._journal.refused(message.number, error)
+            self._pipeline.close()
+            self._pipeline = self._opened()
+
+    def confirmed(self, message: Message) -> None:
+        """Note that the broker has a task."""
+        self._journal.confirmed(message.number)
+
+    def refused(self, message: Message, reason: str) -> None:
+        """Note that the broker does not have a task."""
+        self._journal.refused(message.number, RefusedError(reason))
+
+
 class Load:
     """Threads that take the next number and publish it when it is due.
 
@@ -112,7 +171,7 @@ class Load:
     never exceeded to make up for an outage.
     """
 
-    def __init__(self, options: Options, sender: Sender, threads: int) -> None:
+    def __init__(self, options: Options, sender: Sender | Pipelined, threads: int) -> None:
         self._options = options
         self._sender = sender
         self._count = threads
@@ -155,13 +214,32 @@ class Load:
             self._sender.send(number, queues[number % len(queues)])
 
 
+class BulkLoad(Load):
+    """One thread, with many publishes under way."""
+
+    def __init__(self, options: Options, sender: Pipelined) -> None:
+        super().__init__(options, sender, threads=1)
+        self._pipelined = sender
+
+    def _work(self) -> None:
+        super()._work()
+        self._pipelined.finish()
+
+    def _take(self) -> int | None:
+        self._pipelined.look()
+        return super()._take()
+
+
 def main() -> None:
     """Run the load that the argument describes."""
     options = Options.of(sys.argv[1])
     low, high = _THREADS
     threads = min(max(round(options.rate / _PER_THREAD), low), high)
     with Journal(Path(options.journal)) as journal:
-        Load(options, Sender(options, journal, threads), threads).run()
+        if options.bulk:
+            BulkLoad(options, Pipelined(options, journal)).run()
+        else:
+            Load(options, Sender(options, journal, threads), threads).run()
     sys.stdout.flush()
     os._exit(0)  # results that are still alive print tracebacks otherwise (clusterkit.runtime.client.run)
 

@@ -98,6 +98,8 @@ class Run:
     """Seconds since the epoch."""
     machine: str
     """What it ran on, in words."""
+    bulk: bool = False
+    """Whether tasks were sent as ``submit_many`` does."""
     outcomes: tuple[Outcome, ...] = ()
     skipped: dict[str, str] = field(default_factory=dict)
     """Faults that are not possible on the cluster, and why."""

@@ -90,6 +90,7 @@ def run(cluster: Cluster, name: str, plan: Plan, console: Console) -> tuple[Run,
         plan.seed,
         started,
         _machine(cluster),
+        bulk=plan.bulk,
         skipped={fault.title: why for fault, why in impossible.items()} if name == ALL else {},
     )
     with alone(cluster):

@@ -138,8 +138,10 @@ def _beside(runs: list[Run]) -> str:
 
 def caption(run: Run) -> str:
     """Return what a run was made with."""
+    how = " in bulk" if run.bulk else ""
     return (
-        f"{run.settings}: {run.tasks} tasks a drill at {run.rate:g} a second, seed {run.seed}; {run.machine}."
+        f"{run.settings}: {run.tasks} tasks a drill{how} at {run.rate:g} a second, seed {run.seed};"
+        f" {run.machine}."
     )
 
 
