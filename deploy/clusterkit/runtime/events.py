@@ -32,6 +32,8 @@ _MOST_WAITING = 10_000
 _STUCK = 30.0
 #: Seconds until a lost connection is made anew.
 _PAUSE = 1.0
+#: Seconds that events of tasks are gathered for, to leave in one message, and how many do at most.
+GATHER, _TOGETHER = 0.05, 100
 #: Seconds a stopping worker waits for its last events to leave.
 _LAST = 1.0
 
@@ -111,14 +113,28 @@ class Dispatcher(celery.events.dispatcher.EventDispatcher):
     def _run(self, producer: Any, connection: kombu.Connection) -> None:
         while self.producer is producer:
             self._wake.wait()
+            time.sleep(GATHER)
             self._wake.clear()
             while self.waiting and self.producer is producer:
                 self._send_next(producer, connection)
         with contextlib.suppress(Exception):
             connection.collect()
 
-    def _send_next(self, producer: Any, connection: kombu.Connection) -> None:
+    def _next(self) -> tuple[Any, str]:
+        """Return what goes into the next message: an event, or those of tasks that come one after the other.
+
+        Celery's prefork workers send them together as well, and whoever receives events knows it.
+        """
         event, key = self.waiting.popleft()
+        if not _of_task(event, key):
+            return event, key
+        together = [event]
+        while self.waiting and len(together) < _TOGETHER and _of_task(*self.waiting[0]):
+            together.append(self.waiting.popleft()[0])
+        return (together, "task.multi") if len(together) > 1 else (event, key)
+
+    def _send_next(self, producer: Any, connection: kombu.Connection) -> None:
+        event, key = self._next()
         self._since = time.monotonic()
         self._publish(event, producer, key)
         if self._outbound_buffer:  # the connection is away
@@ -130,3 +146,7 @@ class Dispatcher(celery.events.dispatcher.EventDispatcher):
             time.sleep(_PAUSE)
         if self.producer is producer:
             self._since = 0.0
+
+
+def _of_task(event: Any, key: str) -> bool:
+    return isinstance(event, dict) and key.startswith("task.")

@@ -9,6 +9,7 @@ import pytest
 from amqp.exceptions import RecoverableConnectionError
 
 from clusterkit.runtime.consumer import Consumer, MalformedTaskError, _check
+from clusterkit.runtime.events import GATHER
 
 HEADERS = {"task": "shop.ping", "id": "1"}
 
@@ -69,3 +70,21 @@ def test_a_green_worker_goes_on_while_its_connection_is_the_one_it_began_on() ->
 def test_a_green_worker_whose_connection_was_replaced_begins_again(lost: dict[str, Any]) -> None:
     with pytest.raises(RecoverableConnectionError):
         looping(**lost).perform_pending_operations()
+
+
+def test_events_of_tasks_are_sent_together_a_moment_after_the_first() -> None:
+    consumer: Consumer = Consumer.__new__(Consumer)
+    soon: list[Any] = []
+    flushed: list[str] = []
+    consumer._drain, consumer._gathers_events = None, False
+    consumer.call_soon = lambda act, *args: act(*args)
+    consumer.timer = SimpleNamespace(call_after=lambda seconds, act: soon.append((seconds, act)))
+    consumer.event_dispatcher = SimpleNamespace(flush=lambda: flushed.append("all"))
+    for _ in range(3):
+        consumer.on_send_event_buffered()
+    [(seconds, flush)] = soon
+    assert seconds == GATHER
+    flush()
+    assert flushed == ["all"]
+    consumer.on_send_event_buffered()
+    assert len(soon) == 2

@@ -19,17 +19,21 @@ class Producer:
 
     def __init__(self) -> None:
         self.sent: list[str] = []
+        self.messages = 0
         self.go_on = threading.Event()
         self.go_on.set()
         self.failures = 0
         self.revived = 0
 
-    def publish(self, event: dict[str, Any], **_: Any) -> None:
+    def publish(self, event: Any, routing_key: str, **_: Any) -> None:
         self.go_on.wait(10)
         if self.failures:
             self.failures -= 1
             raise ConnectionError("gone")
-        self.sent.append(event["type"])
+        together = event if isinstance(event, list) else [event]
+        assert (routing_key == "task.multi") == isinstance(event, list)
+        self.sent += [each["type"] for each in together]
+        self.messages += 1
 
     def revive(self, _: Any) -> None:
         self.revived += 1
@@ -67,6 +71,23 @@ def test_events_leave_in_order(producers: list[Producer]) -> None:
     wait_for(lambda: producers[0].sent == [f"task-{number}" for number in range(100)])
 
 
+def test_events_of_tasks_leave_together_and_those_of_workers_alone(producers: list[Producer]) -> None:
+    told = dispatcher()
+    names = ["task-received", "task-started", "worker-heartbeat", "task-succeeded", "task-received"]
+    for name in names:
+        told.send(name)
+    wait_for(lambda: producers[0].sent == names)
+    assert producers[0].messages == 3
+
+
+def test_no_message_has_too_many(producers: list[Producer]) -> None:
+    told = dispatcher()
+    for _ in range(250):
+        told.send("task-received")
+    wait_for(lambda: len(producers[0].sent) == 250)
+    assert producers[0].messages == 3
+
+
 def test_what_nobody_listens_to_is_not_sent(producers: list[Producer]) -> None:
     told = dispatcher(("worker",))
     told.send("task-started")
@@ -85,7 +106,7 @@ def test_nobody_waits_for_one_that_is_stuck_and_the_others_take_another_way(
     told.send("worker-heartbeat")
     told.send("task-started")
     assert time.monotonic() - began < 1
-    time.sleep(0.1)
+    time.sleep(0.3)
     told.renew_if_stuck()
     wait_for(lambda: producers[-1].sent == ["task-started"])
     assert producers[-1] is not stuck
