@@ -51,6 +51,8 @@ _PAUSE = 0.5
 _LOG_INTERVAL = 10.0
 #: Seconds until a server that is gone without a word counts as gone: to connect, and to answer.
 _CONNECT_TIMEOUT, _ANSWER_TIMEOUT = 3.0, 5.0
+#: Connections a client may have: the most that the store takes from all.
+_MOST_CONNECTIONS = 10_000
 #: The same for a Sentinel; there is another one to ask.
 _SENTINEL_TIMEOUT = 1.5
 #: Milliseconds within which a replica has to confirm what was stored.
@@ -219,6 +221,8 @@ def client(
         # Certificates name the servers' addresses too, and a Sentinel tells nothing else.
         options |= {"ssl_ca_certs": cluster.ca_file, "ssl_cert_reqs": "required", "ssl_check_hostname": True}
     own: dict[str, Any] = {
+        # Greenlets share a client, and each of them may be storing a result; redis-py's limit is 100.
+        "max_connections": _MOST_CONNECTIONS,
         "db": found[0].database,
         "decode_responses": decode_responses,
         "retry": Patience(patience),
