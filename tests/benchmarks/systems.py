@@ -63,12 +63,16 @@ def _kit(scene: Scene, kind: Kind) -> AbstractContextManager[list[psutil.Process
     return scene.nodes(*_KIT_NODES[kind])
 
 
-def _stock(scene: Scene, kind: Kind) -> AbstractContextManager[list[psutil.Process]]:
-    worker = ("celery", "--app", "benchwork.stock", "worker")
+def _stock(scene: Scene, kind: Kind, *options: str) -> AbstractContextManager[list[psutil.Process]]:
+    worker = ("celery", "--app", "benchwork.stock", "worker", *options)
     if kind != "nap":
         return scene.processes((*worker, "--concurrency", str(scene.cores)))
     green = ("--pool", "gevent", "--concurrency", str(WAITING))
     return scene.processes(*((*worker, *green, "--hostname", f"{n}@bench") for n in range(scene.cores)))
+
+
+def _silent(scene: Scene, kind: Kind) -> AbstractContextManager[list[psutil.Process]]:
+    return _stock(scene, kind, "--without-gossip", "--without-mingle", "--without-heartbeat")
 
 
 def _dramatiq(scene: Scene, kind: Kind) -> AbstractContextManager[list[psutil.Process]]:
@@ -104,6 +108,9 @@ KIT_EACH: Final = System(
     "kit, apply_async", "benchwork.kit", "confirmed, `mandatory`, one at a time", "", _kit, "each"
 )
 CELERY: Final = System("Celery", "benchwork.stock", "not confirmed", _STOCK_RUNS, _stock)
+CELERY_SILENT: Final = System(
+    "Celery, silent", "benchwork.stock", "not confirmed", f"{_STOCK_RUNS}; nobody sees it", _silent
+)
 CELERY_CONFIRMS: Final = System(
     "Celery, confirm_publish", "benchwork.stock", "confirmed, one at a time", "", _stock, "confirms"
 )

@@ -45,6 +45,7 @@ WORKLOAD = Workload(
     ),
     notes=(
         "One task at a time in one worker process per core; the broker runs on the same cores.",
+        "The kit's queue has the profile `throughput`; without it a process waits for the broker after each.",
         *drain.COUNTED,
     ),
 )
