@@ -98,13 +98,13 @@ class Run:
     """Seconds since the epoch."""
     machine: str
     """What it ran on, in words."""
-    bulk: bool = False
-    """Whether tasks were sent as ``submit_many`` does."""
     outcomes: tuple[Outcome, ...] = ()
     skipped: dict[str, str] = field(default_factory=dict)
     """Faults that are not possible on the cluster, and why."""
     failed: dict[str, str] = field(default_factory=dict)
     """Drills that could not do what they should, and why."""
+    bulk: bool = False
+    """Whether tasks were sent as ``submit_many`` does."""
 
     @property
     def well(self) -> bool:
