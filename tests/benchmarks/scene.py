@@ -54,7 +54,8 @@ class Scene:
         self.directory = cluster.home / "bench"
         self.log = self.directory / "log"
         self.directory.mkdir(exist_ok=True)
-        self._operator_url = ClusterFile.load(cluster.state_dir / "operator.json").broker_url
+        self._operator_file = str(cluster.state_dir / "operator.json")
+        self._operator_url = ClusterFile.load(self._operator_file).broker_url
         self._peers_url = peers_url
         socket = cluster.home / "supervisor" / "supervisor.sock"
         transport = SupervisorTransport(None, None, f"unix://{socket}")
@@ -105,16 +106,22 @@ class Scene:
         with running(each, [{**self.environment, **environment}] * len(each), self.log) as started:
             yield started
 
+    def _deployed(self, name: str) -> tuple[list[str], dict[str, str]]:
+        """Return the command and the environment that a worker node of the kit was deployed with."""
+        with self.nodes(name) as [node]:
+            while "--hostname" not in node.cmdline():  # it is still the supervisor's own
+                time.sleep(0.01)
+            return node.cmdline(), node.environ()
+
     @contextlib.contextmanager
     def copies(self, name: str, count: int) -> Iterator[list[psutil.Process]]:
         """Run ``count`` worker nodes meanwhile, each as the kit deployed ``name`` but for its one process."""
-        with self.nodes(name) as [deployed]:
-            command, environment = deployed.cmdline(), deployed.environ()
+        command, environment = self._deployed(name)
         size = self.directory / "one.json"
         size.write_text('{"concurrency": 1}', encoding="utf-8")
         commands, environments = [], []
         for number in range(count):
-            own = {"--hostname": f"idle-{number}@bench", "--statedb": str(self.directory / f"idle-{number}")}
+            own = {"--hostname": f"{name}@idle-{number}", "--statedb": str(self.directory / f"idle-{number}")}
             commands.append(
                 [own.get(before, word) for before, word in zip(["", *command], command, strict=False)]
             )
@@ -128,7 +135,11 @@ class Scene:
     def fleet(self, module: str, nodes: int, *options: str) -> Iterator[None]:
         """Simulate ``nodes`` idle worker nodes meanwhile, and have a reader of all events."""
         command = _command("python", "-m", "benchwork.fleet", module, str(nodes), *options)
-        with until_told(command, self.environment, self.log):
+        environment = self.environment
+        if module == "kit":  # whose users may do what their role needs: nodes are workers, the reader is not
+            worker = self._deployed("steady")[1][CONFIG_VARIABLE]
+            environment = {**environment, CONFIG_VARIABLE: worker, "BENCH_READER": self._operator_file}
+        with until_told(command, environment, self.log):
             yield
 
     def measure(

@@ -70,7 +70,7 @@ class Crowd:
                 yield []
             return
         worker = ("celery", "--app", "benchwork.stock", "worker", "--concurrency", "1", *flags.options)
-        commands = [(*worker, "--hostname", f"idle-{number}@bench") for number in range(self.count)]
+        commands = [(*worker, "--hostname", f"steady@idle-{number}") for number in range(self.count)]
         with (
             scene.fleet(flags.module, 0),
             scene.copies("steady", self.count) if flags is KIT else scene.processes(*commands) as started,

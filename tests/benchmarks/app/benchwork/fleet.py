@@ -11,6 +11,7 @@ connection reads all events, as Flower's does.
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib
 import os
 import select
@@ -19,9 +20,12 @@ import sys
 import time
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import kombu
+
+from clusterkit.runtime import client
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -40,7 +44,7 @@ class Node:
     """One worker node as the broker sees it: a connection that receives, and one that sends events."""
 
     def __init__(self, app: Celery, queue: str, number: int, *, gossip: bool) -> None:
-        self.name = f"idle-{number}@fleet"
+        self.name = f"{queue}@idle-{number}"
         self.receives, self.sends = connected(app), connected(app)
         channel = self.receives.channel()
         channel.basic_qos(0, 4, a_global=False)
@@ -69,8 +73,9 @@ def connected(app: Celery) -> kombu.Connection:
 
 def hear(app: Celery, connection: kombu.Connection, key: str) -> None:
     """Have the events under ``key`` delivered."""
-    receiver = app.events.Receiver(connection.channel(), routing_key=key)
-    for consumer in receiver.get_consumers(kombu.Consumer, receiver.channel):
+    channel = connection.channel()
+    receiver = app.events.Receiver(channel, routing_key=key)
+    for consumer in receiver.get_consumers(functools.partial(kombu.Consumer, channel), channel):
         consumer.consume()
 
 
@@ -115,9 +120,13 @@ def main() -> None:
     app = importlib.import_module(f"benchwork.{options.app}").app
     queue = _QUEUES[options.app]
     fleet = Fleet()
-    with connected(app) as reader, ThreadPoolExecutor(_CONNECTING) as pool:
-        app.amqp.queues[queue](reader.channel()).declare()
-        hear(app, reader, "#")
+    kit = options.app == "kit"
+    # The kit's workers may not read events, and its queues are there.
+    watching = client.connect(path=Path(os.environ["BENCH_READER"])) if kit else app
+    with connected(watching) as reader, ThreadPoolExecutor(_CONNECTING) as pool:
+        hear(watching, reader, "#")
+        if not kit:
+            app.amqp.queues[queue](reader.channel()).declare()
         fleet.listen(reader)
         coming: deque[Future[Node]] = deque(
             pool.submit(Node, app, queue, number, gossip=options.gossip) for number in range(options.nodes)
@@ -129,8 +138,8 @@ def main() -> None:
         print("ready", flush=True)  # noqa: T201 - a word to the process that measures
         while not select.select([sys.stdin], [], [], 0)[0]:
             fleet.go_on()
-    with connected(app) as last:  # Celery's control queues went with their connections, the kit's stay
-        for name in fleet.names:
+    with connected(app) as last:
+        for name in fleet.names if kit else ():  # Celery's control queues go with their connections
             app.control.mailbox.get_queue(name)(last.default_channel).delete()
 
 
