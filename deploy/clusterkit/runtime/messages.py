@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 #: Seconds a message with a time in it (ETA, expiry) serves as pattern: so much may its copies be off.
 FRESH: Final = 0.05
+#: Characters of Celery's ids, for which those of a pattern's copies have room.
+_ID_LENGTH: Final = 36
 #: Arguments whose text `repr` gives just as Celery's own, shortening, saferepr does.
 _PLAIN: Final = frozenset({int, float, bool, type(None)})
 
@@ -134,7 +136,7 @@ class Maker:
             TypeError: the task does not take these arguments.
             kombu.exceptions.EncodeError: they cannot be written in the task's serializer.
         """
-        if not self._alike:
+        if not self._alike or len(task_id) != _ID_LENGTH:
             return self._capture(task_id, args, kwargs).to_message(number)
         if self._check is not None:
             self._check(*args, **kwargs)

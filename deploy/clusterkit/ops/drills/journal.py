@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import time
+import uuid
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
@@ -22,9 +23,14 @@ if TYPE_CHECKING:
 SPECIAL = 1_000_000
 
 
+def id_prefix(drill: str) -> str:
+    """Return what the ids of the drill's tasks begin with."""
+    return str(uuid.uuid5(uuid.NAMESPACE_OID, drill))[:24]
+
+
 def task_id(drill: str, number: int) -> str:
-    """Return the id of the drill's task ``number``."""
-    return f"{drill}-{number:07d}"
+    """Return the id of the drill's task ``number``, as long as Celery's are: bulk submission needs that."""
+    return f"{id_prefix(drill)}{number:012d}"
 
 
 class Journal:
