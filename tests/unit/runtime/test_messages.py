@@ -72,7 +72,8 @@ def test_a_message_of_a_pattern_is_the_one_that_celery_sends(app: Celery, option
 def test_an_id_that_is_no_uuid_has_its_own_length(app: Celery) -> None:
     maker = Maker(app, app.tasks["unit.take"], {})
     for task_id in (uuid(), "mine", uuid()):
-        assert maker.message(0, task_id, (1,), {}) == as_celery_sends(app, (1,), {}, {}, task_id).to_message(0)
+        sent = as_celery_sends(app, (1,), {}, {}, task_id)
+        assert maker.message(0, task_id, (1,), {}) == sent.to_message(0)
 
 
 def test_relative_times_are_at_most_a_twentieth_of_a_second_off(app: Celery) -> None:
