@@ -63,9 +63,9 @@ class Node:
             self._framed = time.monotonic()
 
 
-def connected(app: Celery) -> kombu.Connection:
+def connected(app: Celery, heartbeat: int = 30) -> kombu.Connection:
     """Return a connection as a worker's main process has it: without confirms."""
-    connection = app.connection_for_write(heartbeat=30)
+    connection = app.connection_for_write(heartbeat=heartbeat)
     connection.transport_options = {**connection.transport_options, "confirm_publish": False}
     connection.connect()
     return connection
@@ -123,7 +123,7 @@ def main() -> None:
     kit = options.app == "kit"
     # The kit's workers may not read events, and its queues are there.
     watching = client.connect(path=Path(os.environ["BENCH_READER"])) if kit else app
-    with connected(watching) as reader, ThreadPoolExecutor(_CONNECTING) as pool:
+    with connected(watching, heartbeat=0) as reader, ThreadPoolExecutor(_CONNECTING) as pool:
         hear(watching, reader, "#")
         if not kit:
             app.amqp.queues[queue](reader.channel()).declare()
