@@ -29,10 +29,7 @@ def running_pid(cluster: LocalCluster, task_id: str) -> int:
     """The process that runs a task now, as its worker node says."""
 
     def find() -> int:
-        operator = operator_app(cluster.model)
-        # A connection of its own: one from the pool may be from before the broker was killed.
-        with operator.connection_for_write() as connection:
-            nodes = operator.control.inspect(timeout=1, connection=connection).active() or {}
+        nodes = operator_app(cluster.model).control.inspect(timeout=1).active() or {}
         tasks = [task for running in nodes.values() for task in running]
         return next(
             (int(task["worker_pid"]) for task in tasks if task["id"] == task_id and task["worker_pid"]), 0
@@ -97,10 +94,13 @@ def test_a_broker_restart_under_load_loses_nothing(cluster: LocalCluster, app: C
 
 
 def test_a_killed_broker_loses_no_confirmed_task(cluster: LocalCluster, app: Celery) -> None:
+    control = operator_app(cluster.model).control
+    assert control.ping(timeout=10, limit=1), "a connection lies in the pool from here on"
     results = [app.send_task("tasks.probes.sleep", [0.05], queue="default") for _ in range(60)]
     beam = next(process for process in cluster.processes() if "beam" in process.name())
     beam.kill()
     assert all(result.get(timeout=120) for result in results)
+    assert control.ping(timeout=10, limit=1), "which has died meanwhile, and is made anew"
 
 
 def test_retries_and_delays_work_on_quorum_queues(cluster: LocalCluster, app: Celery) -> None:

@@ -250,6 +250,33 @@ def test_delayed_tasks_outlive_a_broker_restart_before_any_worker_is_there(
     assert min(note["at"] for note in load.notes("begin")) >= sent + 8
 
 
+def test_delayed_tasks_whose_queue_was_away_when_they_were_due_come_soon_after(
+    cluster: LocalCluster, load: Load
+) -> None:
+    """RabbitMQ's own patience with a queue that has no leader makes them 3 to 6 minutes late."""
+
+    def queue_io(step: str) -> None:
+        queue = (
+            'amqqueue:get_pid(element(2, rabbit_amqqueue:lookup(rabbit_misc:r(<<"/">>, queue, <<"io">>))))'
+        )
+        rabbitmqctl(cluster, "eval", f"ok = ra:{step}(quorum_queues, {queue}).")
+
+    supervisorctl(cluster, "restart", "rabbitmq")  # the queue of delays then asks for the other anew
+    rabbitmqctl(cluster, "await_startup")
+    with cluster.broker() as broker:
+        eventually(
+            lambda: broker.queues()["io"].consumers, within=60, what="the worker is back", cluster=cluster
+        )
+    queue_io("stop_server")
+    try:
+        load.send(5, 0.01, "io", countdown=1)
+        time.sleep(4)
+    finally:
+        queue_io("restart_server")
+    load.wait(within=45)
+    assert Counter(note["number"] for note in load.notes("begin")) == dict.fromkeys(range(5), 1)
+
+
 def test_a_task_that_outlasts_the_brokers_patience_ends_in_the_dead_letters(
     cluster: LocalCluster, load: Load
 ) -> None:

@@ -44,9 +44,31 @@ class Mailbox(kombu.pidbox.Mailbox):
 
 
 class Control(celery.app.control.Control):
-    """Celery's control with the kit's mailbox."""
+    """Celery's control with the kit's mailbox, and connections that died in the pool made anew."""
 
     Mailbox = Mailbox
+
+    def broadcast(
+        self,
+        command: str,
+        arguments: dict[str, Any] | None = None,
+        destination: list[str] | None = None,
+        connection: kombu.Connection | None = None,
+        **options: Any,
+    ) -> Any:
+        """Send a command to worker nodes; as Celery's, which everything else here is made of.
+
+        A connection that lay in the pool while its broker node restarted is dead, which only its next use
+        tells: Celery's then fails with BrokenPipeError. Asked before, because a command sent twice may do
+        its work twice (``pool_grow``).
+        """
+        with self.app.connection_or_acquire(connection) as usable:
+            if usable.connected:
+                try:
+                    usable.channel().close()
+                except usable.recoverable_connection_errors:
+                    usable.collect()
+            return super().broadcast(command, arguments, destination, usable, **options)
 
 
 class GreenPidbox(celery.worker.pidbox.gPidbox):
