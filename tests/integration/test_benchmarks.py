@@ -57,7 +57,7 @@ def test_every_workload_runs_with_every_system(bench: LocalCluster) -> None:
     found = quick(bench)
     measured = {table["bench"]: [row["name"] for row in table["rows"]] for table in found}
     assert measured == {name: workload.names(quick=True) for name, workload in WORKLOADS.items()}
-    assert all(row["value"] > 0 for table in found for row in table["rows"])
+    assert [row for table in found for row in table["rows"] if row["value"] <= 0] == []
 
 
 def test_nothing_runs_afterwards(bench: LocalCluster) -> None:
