@@ -18,11 +18,11 @@ from clusterkit.ops.progress import Progress
 from tests.benchmarks import machine, report, scene
 from tests.benchmarks.processes import MeasureError
 from tests.benchmarks.samples import Table
-from tests.benchmarks.workloads import calls, cpu, cpumap, drain, idle, latency, publish, waiting
+from tests.benchmarks.workloads import calls, cpu, cpumap, drain, idle, latency, profiles, publish, waiting
 
 WORKLOADS = {
     module.WORKLOAD.name: module.WORKLOAD
-    for module in (publish, drain, waiting, cpu, latency, calls, cpumap, idle)
+    for module in (publish, drain, waiting, cpu, latency, profiles, calls, cpumap, idle)
 }
 PAGE = ROOT / "docs" / "performance.md"
 IMAGES = ROOT / "docs" / "images"

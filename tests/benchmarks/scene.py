@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 import xmlrpc.client
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NoReturn
@@ -147,13 +147,13 @@ class Scene:
         *command: str,
         workers: Sequence[psutil.Process] = (),
         itself: str = "",
-        **environment: str,
+        environment: Mapping[str, str] | None = None,
     ) -> Measured:
         """Run a module of `benchwork` that measures, and watch the broker and ``workers`` meanwhile."""
         watched = {"broker": self.broker, "workers": workers}
         return in_turn(
             _command("python", "-m", *command),
-            {**self.environment, **environment},
+            {**self.environment, **(environment or {})},
             watched,
             self.log,
             itself,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -36,11 +37,18 @@ class System:
     """Which of its module's ways to publish."""
     pipelined: bool = False
     """Whether many publishes are under way at a time: these are measured with more messages."""
+    queue: str = ""
+    """The kit's queue that every kind of task goes to; empty: each to its own."""
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Return what its publisher is told."""
+        return {"BENCH_WAY": self.way, "BENCH_QUEUE": self.queue}
 
     def place(self, kind: Kind) -> Place:
         """Return the queue its tasks go through."""
         if self.module == "benchwork.kit":
-            return Place(_KIT_QUEUES[kind], peers=False)
+            return Place(self.queue or _KIT_QUEUES[kind], peers=False)
         return Place(_PEER_QUEUES[self.module])
 
 
@@ -61,6 +69,11 @@ _PEER_QUEUES: Final = {
 
 def _kit(scene: Scene, kind: Kind) -> AbstractContextManager[list[psutil.Process]]:
     return scene.nodes(*_KIT_NODES[kind])
+
+
+def _node(name: str, scene: Scene, kind: Kind) -> AbstractContextManager[list[psutil.Process]]:
+    del kind
+    return scene.nodes(name)
 
 
 def _stock(scene: Scene, kind: Kind, *options: str) -> AbstractContextManager[list[psutil.Process]]:
@@ -106,6 +119,19 @@ KIT: Final = System(
 )
 KIT_EACH: Final = System(
     "kit, apply_async", "benchwork.kit", "confirmed, `mandatory`, one at a time", "", _kit, "each"
+)
+#: The kit under each profile: a queue, and a node of the same name.
+PROFILES: Final = tuple(
+    System(
+        profile,
+        "benchwork.kit",
+        "",
+        _KIT_RUNS,
+        functools.partial(_node, queue),
+        pipelined=True,
+        queue=queue,
+    )
+    for profile, queue in (("latency", "steady"), ("throughput", "drain"), ("long-tasks", "long"))
 )
 CELERY: Final = System("Celery", "benchwork.stock", "not confirmed", _STOCK_RUNS, _stock)
 CELERY_SILENT: Final = System(

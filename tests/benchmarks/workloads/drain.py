@@ -25,7 +25,12 @@ def measure(  # noqa: PLR0913, PLR0917 - what varies between workloads
     scene.purge(place)
     marks = scene.marks(count)
     scene.measure(
-        "benchwork.produce", system.module, kind, str(count), *map(str, arguments), BENCH_WAY=system.way
+        "benchwork.produce",
+        system.module,
+        kind,
+        str(count),
+        *map(str, arguments),
+        environment=system.environment,
     )
     with system.workers(scene, kind) as workers:
         scene.all_ran(marks, count // _WARM)

@@ -16,8 +16,8 @@ from tests.benchmarks.samples import Sample, Table
 from tests.benchmarks.scene import Place, Scene
 from tests.benchmarks.workload import MICRO
 
-#: Seconds until what the start caused is over and the broker has counted it, and seconds that are measured. The
-#: broker's counts are up to 5 s old, more on a busy machine: in less than 10 s they may not have moved at all.
+#: Seconds until what the start caused is over and the broker has counted it, and seconds that are measured.
+#: The broker's counts are 5 s old and more: in less than 10 s they may not have moved at all.
 _SETTLE, _MEASURE = 10.0, 20.0
 _QUICK_SETTLE, _QUICK_MEASURE = 1.0, 12.0
 #: Seconds all worker nodes together may take to start.

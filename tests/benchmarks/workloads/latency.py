@@ -22,7 +22,8 @@ _WARM = 20
 _MILLI = 1_000
 
 
-def _measure(system: System, scene: Scene, quick: bool) -> Sample:
+def measure(system: System, scene: Scene, quick: bool) -> Sample:
+    """Submit at each load, and say how late tasks began, in ms."""
     capacity = scene.cores / work.NAP
     counts = [20 if quick else round(load * capacity * _SECONDS) for load in _LOADS]
     place = system.place("paced")
@@ -31,7 +32,7 @@ def _measure(system: System, scene: Scene, quick: bool) -> Sample:
     figures: dict[str, float] = {}
     used = {"workers": 0.0, "broker": 0.0}
     with system.workers(scene, "paced") as workers:
-        scene.measure("benchwork.produce", system.module, "paced", str(_WARM), BENCH_WAY=system.way)
+        scene.measure("benchwork.produce", system.module, "paced", str(_WARM), environment=system.environment)
         scene.all_ran(marks, _WARM)
         first = _WARM
         for load, count in zip(_LOADS, counts, strict=True):
@@ -39,7 +40,7 @@ def _measure(system: System, scene: Scene, quick: bool) -> Sample:
                 *("benchwork.produce", system.module, "paced", str(count), "--first", str(first)),
                 *("--rate", str(load * capacity), "--seed", str(first)),
                 workers=workers,
-                BENCH_WAY=system.way,
+                environment=system.environment,
             )
             scene.all_ran(marks, first + count)
             begins = marks.when()[first : first + count]
@@ -60,8 +61,7 @@ WORKLOAD = Workload(
     title="Latency from submit to begin",
     unit="ms (p95 at 90 %)",
     contenders=tuple(
-        Contender(system.name, system.runs, functools.partial(_measure, system))
-        for system in drain.CONTENDERS
+        Contender(system.name, system.runs, functools.partial(measure, system)) for system in drain.CONTENDERS
     ),
     notes=(
         (

@@ -18,7 +18,9 @@ def _measure(system: System, scene: Scene, quick: bool) -> Sample:
     count = _QUICK if quick else _PIPELINED if system.pipelined else _EACH
     place = system.place("noop")
     scene.purge(place)
-    found = scene.measure("benchwork.produce", system.module, "noop", str(count), BENCH_WAY=system.way)
+    found = scene.measure(
+        "benchwork.produce", system.module, "noop", str(count), environment=system.environment
+    )
     scene.holds(place, count)
     scene.purge(place)
     measured = found.answer["count"]

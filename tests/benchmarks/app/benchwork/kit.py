@@ -50,9 +50,13 @@ def compute(number: int, loops: int) -> None:
 class Sender:
     """Publishes many with ``submit_many``, or with ``apply_async``, which waits for each confirm."""
 
+    def __init__(self) -> None:
+        queue = os.environ.get("BENCH_QUEUE")
+        self.options: dict[str, Any] = {"queue": queue} if queue else {}
+
     def one(self, task: str, *arguments: Any) -> None:
         """Publish one task."""
-        app.tasks[f"{__name__}.{task}"].apply_async(arguments)
+        app.tasks[f"{__name__}.{task}"].apply_async(arguments, **self.options)
 
     def many(self, task: str, arguments: Sequence[tuple[Any, ...]]) -> None:
         """Publish a task for each of ``arguments``."""
@@ -60,7 +64,7 @@ class Sender:
             for each in arguments:
                 self.one(task, *each)
         else:
-            submit_many(app.tasks[f"{__name__}.{task}"], arguments)
+            submit_many(app.tasks[f"{__name__}.{task}"], arguments, **self.options)
 
     def close(self) -> None:
         """Leave nothing behind."""
