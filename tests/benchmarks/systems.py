@@ -120,7 +120,7 @@ KIT: Final = System(
 KIT_EACH: Final = System(
     "kit, apply_async", "benchwork.kit", "confirmed, `mandatory`, one at a time", "", _kit, "each"
 )
-#: The kit under each profile: a queue, and a node of the same name.
+#: The kit under each profile, and with one message more in advance: a queue, and a node of the same name.
 PROFILES: Final = tuple(
     System(
         profile,
@@ -131,7 +131,12 @@ PROFILES: Final = tuple(
         pipelined=True,
         queue=queue,
     )
-    for profile, queue in (("latency", "steady"), ("throughput", "drain"), ("long-tasks", "long"))
+    for profile, queue in (
+        ("latency", "steady"),
+        ("latency, prefetch 2", "default"),
+        ("throughput", "drain"),
+        ("long-tasks", "long"),
+    )
 )
 CELERY: Final = System("Celery", "benchwork.stock", "not confirmed", _STOCK_RUNS, _stock)
 CELERY_SILENT: Final = System(
