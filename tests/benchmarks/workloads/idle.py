@@ -119,10 +119,11 @@ class Crowd:
 
 #: The first of the simulated ones are as many as were real, to compare. With Celery's default flags what is
 #: said grows with the square of their number: after the last the broker has no CPU time left here.
+#: 4,300 of the kit's are more than the one process that simulates them gets connected on two cores.
 CROWDS: Final = (
     *(Crowd(flags, count) for count in (1, 10, 40) for flags in (KIT, DEFAULT)),
     Crowd(PLAIN, 40),
-    *(Crowd(KIT, count, simulated=True) for count in (40, 1_000, 4_300)),
+    *(Crowd(KIT, count, simulated=True) for count in (40, 1_000, 2_000)),
     *(Crowd(DEFAULT, count, simulated=True) for count in (40, 100, 200)),
 )
 _QUICK: Final = (*CROWDS[:2], Crowd(KIT, 40, simulated=True), Crowd(DEFAULT, 40, simulated=True))
