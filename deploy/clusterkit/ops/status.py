@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 _CELERYS_OWN = re.compile(r"celery_delayed_|celeryev|.*pidbox")
 #: The state of a service that was replaced and finishes what it has (role service).
 RETIRING = "retiring"
-#: Seconds within which a worker node has to answer.
-_ANSWER = 2.0
+#: Seconds within which a worker node has to answer. On a host that is starting processes it can take two.
+_ANSWER = 5.0
 
 
 @dataclass(frozen=True)

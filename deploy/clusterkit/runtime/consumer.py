@@ -131,6 +131,9 @@ class Consumer(celery.worker.consumer.Consumer):
         Celery's would drop a task that was just written to its process and not begun yet; it would run, and
         again at another worker.
         """
+        # When an acknowledgement meets the lost connection, the hub drops what was to be called after it, and
+        # the flush that events wait for may have been that.
+        self._gathers_events = False
         if not self._drain:
             if self.batches:
                 self.batches.forget()

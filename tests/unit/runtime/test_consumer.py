@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from amqp.exceptions import RecoverableConnectionError
+from kombu.asynchronous import Hub
+from kombu.asynchronous.timer import Timer
 
 from clusterkit.runtime.consumer import Consumer, MalformedTaskError, _check
 from clusterkit.runtime.events import GATHER
@@ -70,6 +73,44 @@ def test_a_green_worker_goes_on_while_its_connection_is_the_one_it_began_on() ->
 def test_a_green_worker_whose_connection_was_replaced_begins_again(lost: dict[str, Any]) -> None:
     with pytest.raises(RecoverableConnectionError):
         looping(**lost).perform_pending_operations()
+
+
+def gathering(hub: Hub, flushed: list[str]) -> Consumer:
+    """A prefork worker's consumer in the loop of ``hub``, whose events leave into ``flushed``."""
+    consumer: Consumer = Consumer.__new__(Consumer)
+    consumer._drain, consumer._gathers_events = None, False
+    consumer.hub, consumer.timer, consumer.batches = hub, hub.timer, None
+    consumer.controller = consumer.pool = None
+    consumer.task_buckets = {}
+    consumer.event_dispatcher = SimpleNamespace(flush=lambda: flushed.append("all"))
+    return consumer
+
+
+def turn(hub: Hub) -> None:
+    """Have ``hub`` do what one turn of its loop does: what was to be called soon, then the timers due."""
+    next(hub.create_loop())
+
+
+def test_events_leave_again_after_a_connection_was_lost_at_the_worst_moment() -> None:
+    """An acknowledgement finds the broker dead, just before the flush of events would have been planned."""
+    hub, flushed = Hub(timer=Timer()), list[str]()
+    consumer = gathering(hub, flushed)
+
+    def acknowledge(number: int) -> None:
+        raise ConnectionResetError(number)
+
+    for number in range(99):  # the hub calls them in any order: one of these is the first
+        hub.call_soon(acknowledge, number)
+    consumer.on_send_event_buffered()
+    with pytest.raises(ConnectionResetError):
+        turn(hub)
+    consumer.on_close()
+    consumer.on_send_event_buffered()
+    turn(hub)
+    time.sleep(GATHER * 2)
+    turn(hub)
+    assert flushed == ["all"]
+    hub.close()
 
 
 def test_events_of_tasks_are_sent_together_a_moment_after_the_first() -> None:
