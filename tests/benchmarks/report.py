@@ -34,7 +34,7 @@ def columns(table: Table) -> dict[str, Callable[[Row], str]]:
         found["lowest to highest"] = lambda row: f"{number(row.lowest)} to {number(row.highest)}"
     if any(row.ratio is not None for row in table.rows):
         found[f"{reference} / this"] = lambda row: "" if row.ratio is None else f"{row.ratio:.2f}"
-    found["CPU us"] = lambda row: number(row.cpu)
+    found["CPU us"] = lambda row: number(row.cpu) if row.cpu else "-"
     found["broker us"] = lambda row: number(row.broker)
     for group, names in _groups(table.rows[0].figures).items():
         found[group] = _group(names)
@@ -54,7 +54,11 @@ def _groups(figures: dict[str, float]) -> dict[str, list[str]]:
 
 
 def _group(names: list[str]) -> Callable[[Row], str]:
-    return lambda row: " / ".join(f"{row.figures[name]:.3g}" for name in names)
+    return lambda row: " / ".join(_figure(row.figures[name]) for name in names)
+
+
+def _figure(value: float) -> str:
+    return number(value) if value >= 100 else f"{value:.3g}"
 
 
 def terminal(table: Table) -> RichTable:
