@@ -26,12 +26,14 @@ class Ran:
     host: str
     began: float
     ended: float
+    uuid: str
+    """Ansible's for the task: two of a phase may have one name."""
 
     @classmethod
     def of(cls, event: dict[str, Any]) -> Self:
         """Make one of the data of ansible-runner's event ``runner_on_ok``."""
         began, ended = (datetime.fromisoformat(event[key]).timestamp() for key in ("start", "end"))
-        return cls(event["play"], event["task"], event["host"], began, ended)
+        return cls(event["play"], event["task"], event["host"], began, ended, event["task_uuid"])
 
 
 @dataclass(frozen=True)
@@ -49,15 +51,14 @@ class TaskTime:
 
 def by_task(ran: Sequence[Ran]) -> list[TaskTime]:
     """Return what ran by task, in the order in which each was first begun."""
-    found: dict[tuple[str, str], list[Ran]] = {}
+    found: dict[str, list[Ran]] = {}
     for each in sorted(ran, key=lambda each: each.began):
-        found.setdefault((each.phase, each.task), []).append(each)
+        found.setdefault(each.uuid, []).append(each)
     times = []
-    for (phase, task), runs in found.items():
-        last = max(runs, key=lambda each: each.ended)
-        times.append(
-            TaskTime(phase, task, len({each.host for each in runs}), last.ended - runs[0].began, last.host)
-        )
+    for runs in found.values():
+        first, last = runs[0], max(runs, key=lambda each: each.ended)
+        hosts = len({each.host for each in runs})
+        times.append(TaskTime(first.phase, first.task, hosts, last.ended - first.began, last.host))
     return times
 
 

@@ -8,9 +8,16 @@ from clusterkit.ops import times
 from clusterkit.ops.times import Ran, TaskTime
 
 
-def event(task: str, host: str, start: int, end: int) -> dict[str, str]:
+def event(task: str, host: str, start: int, end: int, uuid: str = "") -> dict[str, str]:
     day = "2026-01-01T00:00:{:02d}.500000+00:00"
-    return {"play": "Broker", "task": task, "host": host, "start": day.format(start), "end": day.format(end)}
+    return {
+        "play": "Broker",
+        "task": task,
+        "task_uuid": uuid or task,
+        "host": host,
+        "start": day.format(start),
+        "end": day.format(end),
+    }
 
 
 RAN = [
@@ -28,6 +35,11 @@ def test_a_task_takes_from_its_begin_on_the_first_host_to_its_end_on_the_last() 
     ]
 
 
+def test_two_tasks_of_one_name_are_two() -> None:
+    again = [Ran.of(event("Look", "h1", 20, 21, "the second"))]
+    assert [each.seconds for each in times.by_task([*RAN, *again])] == [3.0, 6.0, 1.0]
+
+
 def test_the_slowest_come_first_and_the_rest_of_the_time_has_a_line() -> None:
     console = Console(width=120)
     with console.capture() as capture:
@@ -38,7 +50,7 @@ def test_the_slowest_come_first_and_the_rest_of_the_time_has_a_line() -> None:
 
 
 def test_many_tasks_share_the_last_line() -> None:
-    ran = [Ran("Broker", f"task {number}", "h1", number, number + 1) for number in range(25)]
+    ran = [Ran("Broker", f"task {number}", "h1", number, number + 1, str(number)) for number in range(25)]
     console = Console(width=120)
     with console.capture() as capture:
         console.print(times.table(ran, 25))
