@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import socket
+import socketserver
+import struct
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -21,9 +26,12 @@ from clusterkit.runtime.bulk import (
     arguments,
     submit_many,
 )
+from clusterkit.runtime.errors import PublishTimeoutError
 
 QUEUE = "io"
 ECHO = "tasks.probes.echo"
+#: How AMQP's basic.publish begins: class and method.
+PUBLISH = struct.pack(">HH", 60, 40)
 
 
 @pytest.fixture(scope="module")
@@ -153,6 +161,82 @@ def test_a_broker_of_the_list_that_is_dead_is_passed_by(
     operator.conf.broker_url = f"amqp://127.0.0.1:1//;{operator.conf.broker_url}"
     submission = submit_many(ECHO, range(100), app=operator, queue=QUEUE, timeout=10)
     assert submission.confirmed == len(parked(100)) == 100
+
+
+class Relay(socketserver.ThreadingTCPServer):
+    """A broker node that can be cut off: then it takes what publishers send, and confirms nothing."""
+
+    daemon_threads = True
+
+    def __init__(self, port: int) -> None:
+        super().__init__(("127.0.0.1", 0), RelayHandler)
+        self.broker = ("127.0.0.1", port)
+        self.is_cut_off = False
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+
+class RelayHandler(socketserver.BaseRequestHandler):
+    """One publisher's connection through a ``Relay``."""
+
+    server: Relay
+
+    def handle(self) -> None:
+        with socket.create_connection(self.server.broker) as broker:
+            threading.Thread(target=self._back, args=(broker,), daemon=True).start()
+            silent = False
+            while piece := self.request.recv(65_536):
+                silent = silent or (self.server.is_cut_off and PUBLISH in piece)
+                if not silent:
+                    broker.sendall(piece)
+
+    def _back(self, broker: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while piece := broker.recv(65_536):
+                self.request.sendall(piece)
+
+
+@pytest.fixture
+def relay(cluster: LocalCluster) -> Iterator[Relay]:
+    """A node of the broker before the one there is."""
+    with Relay(cluster.model.ports.amqp) as relay:
+        yield relay
+        relay.shutdown()
+
+
+@pytest.fixture
+def publisher(cluster: LocalCluster, relay: Relay) -> Celery:
+    """An app that knows both nodes."""
+    app = operator_app(cluster.model)
+    url = app.conf.broker_url
+    first = url.replace(f":{cluster.model.ports.amqp}", f":{relay.server_address[1]}")
+    assert first != url
+    app.conf.broker_url = f"{first};{url}"
+    return app
+
+
+def test_a_broker_node_that_is_cut_off_from_the_others_is_left(
+    relay: Relay, publisher: Celery, parked: Callable[[int], list[Any]]
+) -> None:
+    def numbers() -> Iterator[int]:
+        yield from range(1_500)
+        relay.is_cut_off = True
+        yield from range(1_500, 3_000)
+
+    submission = submit_many(ECHO, numbers(), app=publisher, queue=QUEUE, timeout=15, window=100)
+    assert submission.confirmed == 3_000
+    found = {message.headers["id"] for message in parked(3_000)}
+    assert found == {submission.id(number) for number in range(3_000)}
+
+
+def test_after_a_publish_that_was_not_confirmed_the_next_goes_to_another_node(
+    relay: Relay, publisher: Celery, parked: Callable[[int], list[Any]]
+) -> None:
+    publisher.send_task(ECHO, [0], queue=QUEUE, timeout=10)
+    relay.is_cut_off = True
+    with pytest.raises(PublishTimeoutError, match="did not confirm"):
+        publisher.send_task(ECHO, [1], queue=QUEUE, timeout=1)
+    publisher.send_task(ECHO, [2], queue=QUEUE, timeout=10)
+    assert [json.loads(message.body)[0] for message in parked(2)] == [[0], [2]]
 
 
 def test_each_task_that_no_queue_takes_is_told(operator: Celery, parked: Callable[[int], list[Any]]) -> None:

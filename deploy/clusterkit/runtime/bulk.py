@@ -150,12 +150,13 @@ def submit_many(  # noqa: PLR0913 - what apply_async takes, and how
     up. ``task`` may be a name, with ``app`` (default: the current one). ``options`` are those of
     ``apply_async``, the same for all.
 
-    At most ``window`` messages (and 16 MiB) are unconfirmed at a time. When a connection is lost, they are
-    sent again, to the next broker of the list: a task may then run twice, under the same id. ``timeout`` is
-    how many seconds may pass without a confirm (default: what the role has for one publish, 15 for producers,
-    no limit for workers). ``progress(confirmed, sent)`` is called a few times a second, and at the end.
-    ``on_refused`` is called for each task that no queue takes, or whose queue is still full after
-    ``timeout``; without it the first one ends the submission, as it would end a loop of ``apply_async``.
+    At most ``window`` messages (and 16 MiB) are unconfirmed at a time. When a connection is lost, or a node
+    confirms nothing for 5 s and there are others, they are sent again, to the next broker of the list: a
+    task may then run twice, under the same id. ``timeout`` is how many seconds may pass without a confirm
+    (default: what the role has for one publish, 15 for producers, no limit for workers).
+    ``progress(confirmed, sent)`` is called a few times a second, and at the end. ``on_refused`` is called
+    for each task that no queue takes, or whose queue is still full after ``timeout``; without it the first
+    one ends the submission, as it would end a loop of ``apply_async``.
 
     Where something looks at each message (a receiver of ``before_task_publish`` or ``after_task_publish``,
     ``task_send_sent_event``, a route that is a function, an ``apply_async`` of the task's own), each is

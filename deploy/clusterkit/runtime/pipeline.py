@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol
 
 from amqp import spec
+from amqp.exceptions import RecoverableConnectionError
 from amqp.serialization import dumps
 from kombu.common import maybe_declare
 
@@ -35,6 +36,9 @@ WINDOW: Final = 1_000
 WINDOW_BYTES: Final = 16 * 2**20
 #: Seconds that a look at what the broker said may take when nothing is awaited.
 _GLANCE = 0.000_1
+#: Seconds without any confirm after which another node of the broker is tried, twice as many each time. One
+#: that is cut off from the others takes messages and confirms none, until it notices after up to a minute.
+_PATIENCE: Final = 5.0
 #: A method frame, a header frame and a body frame of AMQP 0-9-1 (its specification, 4.2.3), on a channel.
 _METHOD, _HEADER, _BODY = 1, 2, 3
 _FRAME_START: Final = struct.Struct(">BHI")
@@ -122,7 +126,10 @@ class Pipeline:
         self._returned: dict[str, str] = {}
         self._declared: list[Any] = []
         self._problem: Exception | None = None
-        self._progress_at = self._left_at = time.monotonic()
+        self._progress_at = self._left_at = self._connected_at = time.monotonic()
+        self._patience = _PATIENCE
+        #: The broker said that it holds publishers back (an alarm), which all its nodes do then.
+        self._blocked = False
 
     @property
     def unconfirmed(self) -> list[Message]:
@@ -209,6 +216,17 @@ class Pipeline:
             while self._pending:
                 self._amqp.drain_events(timeout=seconds)
                 seconds = _GLANCE
+        if self._pending and self._is_silent():
+            self.close()
+            self._connection.maybe_switch_next()
+            self._patience *= 2
+            raise RecoverableConnectionError("the node confirms nothing, and says nothing of an alarm")
+
+    def _is_silent(self) -> bool:
+        """Whether this node has confirmed nothing for long, gives no reason for it, and there are others."""
+        since = max(self._progress_at, self._connected_at)
+        others = len(self._connection.alt) > 1
+        return others and not self._blocked and time.monotonic() - since > self._patience
 
     def _overdue(self) -> bool:
         waiting = bool(self._pending or self._again)
@@ -252,6 +270,8 @@ class Pipeline:
             reraise_as_library_errors=False,
         )
         self._amqp = self._connection.connection
+        self._blocked = False
+        self._amqp.on_blocked, self._amqp.on_unblocked = self._on_blocked, self._on_unblocked
         channel = self._connection.channel()
         channel.confirm_select()
         channel.events["basic_ack"].add(self._on_ack)
@@ -262,6 +282,7 @@ class Pipeline:
         # A write that takes longer is one to a broker that does not read.
         self._amqp.transport.sock.settimeout(self._timeout)
         self._tag, self._channel = 0, channel
+        self._connected_at = time.monotonic()
 
     # -- what goes out, what comes in
 
@@ -290,6 +311,13 @@ class Pipeline:
                 self._again.append(message)
                 self._again_at = now + RETRY_INTERVAL
 
+    def _on_blocked(self, reason: str) -> None:
+        del reason
+        self._blocked = True
+
+    def _on_unblocked(self) -> None:
+        self._blocked = False
+
     def _on_return(self, error: Exception, exchange: str, routing_key: str, message: amqp.Message) -> None:
         del error
         self._returned[message.properties["correlation_id"]] = (
@@ -299,6 +327,7 @@ class Pipeline:
     def _take(self, tag: int, *, multiple: bool) -> list[Message]:
         """Return the messages that an answer is about, which are pending no more."""
         self._progress_at = time.monotonic()
+        self._patience = _PATIENCE
         self._problem = None
         pending = self._pending
         taken = []

@@ -58,6 +58,8 @@ class Producer(kombu.Producer):
             except self.connection.recoverable_connection_errors as error:
                 problem = error
                 self._drop_connection()
+                if isinstance(error, TimeoutError):  # this node may be cut off from the others
+                    self.connection.maybe_switch_next()
             except BaseException:
                 self._drop_connection()
                 raise
