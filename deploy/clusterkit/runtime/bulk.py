@@ -151,7 +151,7 @@ def submit_many(  # noqa: PLR0913 - what apply_async takes, and how
     ``apply_async``, the same for all.
 
     At most ``window`` messages (and 16 MiB) are unconfirmed at a time. When a connection is lost, or a node
-    confirms nothing for 5 s and there are others, they are sent again, to the next broker of the list: a
+    confirms nothing for 4 s and there are others, they are sent again, to the next broker of the list: a
     task may then run twice, under the same id. ``timeout`` is how many seconds may pass without a confirm
     (default: what the role has for one publish, 15 for producers, no limit for workers).
     ``progress(confirmed, sent)`` is called a few times a second, and at the end. ``on_refused`` is called
