@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import time
 
 from tests.benchmarks import systems
 from tests.benchmarks.processes import Watch
@@ -34,20 +33,16 @@ def measure(  # noqa: PLR0913, PLR0917 - what varies between workloads
     )
     with system.workers(scene, kind) as workers:
         scene.all_ran(marks, count // _WARM)
-        began, already = time.perf_counter(), marks.done()
         watch = Watch({"workers": workers, "broker": scene.broker})
-        already_watched = marks.done()
+        watched = max(count - marks.done(), 1)
         scene.all_ran(marks, count)
-        seconds = time.perf_counter() - began
         used = watch.used()
     scene.holds(place, 0)
-    twice = marks.twice()
-    watched = max(count - already_watched, 1)
     return Sample(
-        (count - already) / seconds,
+        marks.pace(count // _WARM),
         used["workers"] / watched * MICRO,
         used["broker"] / watched * MICRO,
-        {"ran twice": twice},
+        {"ran twice": marks.twice()},
     )
 
 

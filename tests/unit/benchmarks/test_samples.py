@@ -81,3 +81,14 @@ def test_a_worker_of_an_earlier_measurement_marks_nothing(tmp_path: Path) -> Non
     seen = Marks.new(tmp_path, 4)
     late.ran(0)
     assert seen.done() == 0
+
+
+def test_the_pace_is_the_tasks_own_whenever_one_looks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = Marks.new(tmp_path, 6)
+    clock = iter([100.0, 101.0, 101.5, 102.0, 102.5, 103.0])
+    monkeypatch.setattr("benchwork.marks.time.monotonic", lambda: next(clock))
+    for number in (3, 0, 1, 5, 4, 2, 2):  # the second run of one is not its end
+        Marks(tmp_path).ran(number)
+    assert seen.pace(warm=2) == 2.0
