@@ -153,6 +153,25 @@ def test_recovery_ends_with_the_last_error_too() -> None:
     assert book(sent, run(1)).recovery == 14.0
 
 
+def test_a_task_that_works_for_long_is_not_late_for_that() -> None:
+    sent = [confirmed(1, 50.0), confirmed(2, 104.0), confirmed(3, 105.0)]
+    notes = [*run(1), *run(2, 104.01, 105.02), *run(3, 107.0, 108.0)]
+    found = executions.collect(notes)
+    numbered = {one.number: one for one in sent}
+    made = ledger.make(
+        DRILL, numbered, found, dead_letters=[], results=[], window=BLOW, work=lambda number: number > 1
+    )
+    assert made.recovery == 8.0
+    del numbered[3]
+    made = ledger.make(DRILL, numbered, found, dead_letters=[], results=[], window=BLOW, work=float)
+    assert made.recovery == 0
+
+
+def test_a_task_of_the_load_in_the_dead_letters_is_not_well() -> None:
+    assert not book([confirmed(1)], [], dead=(1,)).well
+    assert book([confirmed(journal.SPECIAL)], [], dead=(journal.SPECIAL,)).well
+
+
 def test_without_anything_late_there_was_nothing_to_recover_from() -> None:
     assert book([confirmed(1)], run(1)).recovery == 0
 

@@ -4,31 +4,32 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from clusterkit.ops import topology
 from clusterkit.ops.drills.journal import id_prefix
+from clusterkit.ops.messaging import Reader, connected, wait_for_others
+from clusterkit.ops.topology import DEAD_LETTERS
 
 if TYPE_CHECKING:
-    from celery import Celery
+    from clusterkit.ops.model import Cluster
 
 
-def take(app: Celery, drill: str, *, keep: bool) -> set[str]:
+def take(cluster: Cluster, drill: str, *, keep: bool) -> set[str]:
     """Return the ids of the drill's messages among the dead letters; take them out unless ``keep``.
 
     All others go back to the queue, in their place.
+
+    Raises:
+        BadInputError: somebody else is reading them.
+        ClusterUnreachableError: the broker does not answer.
     """
     found: set[str] = set()
     prefix = id_prefix(drill)
-    with app.connection_for_read() as connection, connection.channel() as channel:
-        others = []
-        while message := channel.basic_get(topology.DEAD_LETTERS):
-            headers = message.headers or {}
-            task = headers.get("id")
-            if isinstance(task, str) and task.startswith(prefix):
-                found.add(task)
-                if not keep:
-                    channel.basic_ack(message.delivery_tag)
-                    continue
-            others.append(message.delivery_tag)
-        for tag in others:
-            channel.basic_reject(tag, requeue=True)
+    with connected(cluster) as connection:
+        wait_for_others(connection, DEAD_LETTERS)
+        with Reader(connection, DEAD_LETTERS) as reader:
+            for message in reader.messages(reader.ready):
+                task = message.headers.get("id")
+                if isinstance(task, str) and task.startswith(prefix):
+                    found.add(task)
+                    if not keep:
+                        reader.remove(message)
     return found

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import random
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import redis.exceptions
@@ -16,7 +18,7 @@ from clusterkit.ops import deployment
 from clusterkit.ops.drills import beats, deadletters, journal, ledger, outcome
 from clusterkit.ops.drills.executions import Store
 from clusterkit.ops.drills.journal import Journal
-from clusterkit.ops.drills.load import Options, Sender
+from clusterkit.ops.drills.load import Options, Sender, seconds
 from clusterkit.ops.drills.onhosts import Hosts
 from clusterkit.ops.drills.producer import Producer
 from clusterkit.ops.drills.scene import Scene
@@ -25,7 +27,6 @@ from clusterkit.runtime.errors import ClusterUnreachableError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from clusterkit.ops.drills.executions import Execution
     from clusterkit.ops.drills.faults import Fault
@@ -109,26 +110,26 @@ def run(cluster: Cluster, fault: Fault, plan: Plan, directory: Path, progress: P
     healthy = None if problems else round(time.time() - window.end, 1)
     progress.start(LEDGER)
     return _account(
-        cluster, fault, scene, window, path, waiting=waiting, dead=dead, healthy=healthy, problems=problems
+        fault, scene, options, window, waiting=waiting, dead=dead, healthy=healthy, problems=problems
     )
 
 
 def _account(  # noqa: PLR0913 - all that is known at the end
-    cluster: Cluster,
     fault: Fault,
     scene: Scene,
+    options: Options,
     window: ledger.Window,
-    path: Path,
     *,
     waiting: int,
     dead: set[str],
     healthy: float | None,
     problems: tuple[str, ...],
 ) -> Outcome:
+    cluster = scene.cluster
     store = Store(cluster.state_dir / "operator.json", scene.drill)
-    sent, executions = journal.read(path), store.executions()
+    sent, executions = journal.read(Path(options.journal)), store.executions()
     results = store.results([journal.task_id(scene.drill, number) for number in sent])
-    dead |= _dead_letters(cluster, scene.drill, keep=False)
+    dead |= deadletters.take(cluster, scene.drill, keep=False)
     spec = fault.value
     kept = beats.count(executions)
     return outcome.Outcome(
@@ -144,6 +145,7 @@ def _account(  # noqa: PLR0913 - all that is known at the end
             dead_letters=dead,
             results=results,
             window=window,
+            work=functools.partial(seconds, options),
             waiting=waiting,
         ),
         timeline=outcome.timeline(sent, executions),
@@ -189,7 +191,7 @@ def _settle(cluster: Cluster, drill: str, path: Path, tell: Callable[[str], None
     give_up_at = time.monotonic() + _SETTLE
     seen, changed, waiting, dead = -1, time.monotonic(), 0, set[str]()
     while time.monotonic() < give_up_at:
-        with contextlib.suppress(*_AWAY):
+        with contextlib.suppress(*AWAY):
             executions = store.executions()
             left = _left(drill, confirmed, executions, dead)
             waiting = _waiting(cluster)
@@ -197,7 +199,7 @@ def _settle(cluster: Cluster, drill: str, path: Path, tell: Callable[[str], None
             if len(executions) != seen or waiting:
                 seen, changed = len(executions), time.monotonic()
             if left and len(left) <= _FEW:
-                dead = _dead_letters(cluster, drill, keep=True)
+                dead = deadletters.take(cluster, drill, keep=True)
             quiet = time.monotonic() - changed
             # What is through may still be running for a second time, or about to.
             if not waiting and (quiet > _QUIET or (not left and quiet > _QUIET / 3)):
@@ -209,7 +211,7 @@ def _settle(cluster: Cluster, drill: str, path: Path, tell: Callable[[str], None
 #: So few tasks that they may all be dead letters.
 _FEW: Final = 200
 #: What asking raises while servers come and go.
-_AWAY: Final = (
+AWAY: Final = (
     ClusterUnreachableError,
     redis.exceptions.RedisError,
     OperationalError,
@@ -229,10 +231,6 @@ def _waiting(cluster: Cluster) -> int:
     return sum(queues[name].ready + queues[name].unacknowledged for name in cluster.queues if name in queues)
 
 
-def _dead_letters(cluster: Cluster, drill: str, *, keep: bool) -> set[str]:
-    return deadletters.take(deployment.operator_app(cluster), drill, keep=keep)
-
-
 def _must_be_healthy(cluster: Cluster, tell: Callable[[str], None]) -> None:
     if problems := _wait_for_health(cluster, tell):
         raise ClusterUnhealthyError(
@@ -244,7 +242,7 @@ def _must_be_healthy(cluster: Cluster, tell: Callable[[str], None]) -> None:
 def _problems(cluster: Cluster) -> tuple[str, ...]:
     try:
         return deployment.status_of(cluster).problems
-    except _AWAY as error:
+    except AWAY as error:
         return (str(error),)
 
 

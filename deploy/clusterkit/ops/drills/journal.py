@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 #: Numbers from here on are messages that a fault sent, not the load.
-SPECIAL = 1_000_000
+SPECIAL = 1_000_000_000
 
 
 def id_prefix(drill: str) -> str:
@@ -85,6 +85,16 @@ class Sent:
     def special(self) -> bool:
         """Whether a fault sent it, not the load."""
         return self.number >= SPECIAL
+
+
+def is_intent(line: bytes) -> bool:
+    """Whether a line of a journal says that a task is about to be published."""
+    return line.startswith(b'["intent"')
+
+
+def unanswered(path: Path) -> set[int]:
+    """Return the numbers of the tasks whose publish has no answer yet, or never got one."""
+    return {number for number, one in read(path).items() if one.answered is None}
 
 
 def read(path: Path) -> dict[int, Sent]:

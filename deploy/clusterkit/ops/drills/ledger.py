@@ -10,23 +10,23 @@ from collections import Counter, defaultdict
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from clusterkit.ops.drills.journal import task_id
+from clusterkit.ops.drills.journal import SPECIAL, task_id
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from clusterkit.ops.drills.executions import Execution
     from clusterkit.ops.drills.journal import Sent
 
-#: A task counts as late when it takes longer than this times what 95 % took before the fault, ...
+#: A task counts as late when it waits longer than this times what 95 % waited before the fault, ...
 _LATE_FACTOR: Final = 3
 #: ... and longer than so many seconds.
 _LATE_AT_LEAST: Final = 1.0
 
 RECOVERY: Final = (
     "Time to recover: seconds from the end of the fault until the last late task was through and the last"
-    " error reached a producer; late is a task that ends more than 1 s, and more than 3 times what 95 % took"
-    " before the fault, after it was sent."
+    " error reached a producer; late is a task that ends, its own work not counted, more than 1 s after it"
+    " was sent, and more than 3 times what 95 % waited before the fault."
 )
 
 
@@ -80,14 +80,14 @@ class Ledger:
     delays: dict[str, Delays]
     """Of tasks sent before the fault, during it (until all had recovered), and after."""
     late_after: float
-    """Seconds after which a task counts as late."""
+    """Seconds of waiting after which a task counts as late."""
     recovery: float
     """Seconds; see RECOVERY."""
 
     @property
     def well(self) -> bool:
-        """Whether nothing is lost, and nothing is left."""
-        return not self.lost and not self.waiting
+        """Whether nothing is lost or left, and nothing but what a fault sent is in the dead letters."""
+        return not self.lost and not self.waiting and all(number >= SPECIAL for number in self.dead)
 
     def to_json(self) -> dict[str, Any]:
         """Return it as JSON-safe values."""
@@ -110,11 +110,13 @@ def make(  # noqa: PLR0913 - what a drill left behind, each of another origin
     dead_letters: Iterable[str],
     results: Iterable[str],
     window: Window,
+    work: Callable[[int], float] = lambda _: 0.0,
     waiting: int = 0,
 ) -> Ledger:
     """Draw up the ledger of the drill ``drill``.
 
-    ``dead_letters`` and ``results`` are ids of tasks; ``waiting`` is the number of messages left in queues.
+    ``dead_letters`` and ``results`` are ids of tasks; ``work`` returns for how many seconds a task works;
+    ``waiting`` is the number of messages left in queues.
     """
     runs: dict[int, list[Execution]] = defaultdict(list)
     for execution in executions:
@@ -129,7 +131,7 @@ def make(  # noqa: PLR0913 - what a drill left behind, each of another origin
     refused = {number for number, one in sent.items() if one.error}
     unknown = {number for number, one in sent.items() if one.answered is None}
     late_after = max(_LATE_AT_LEAST, _LATE_FACTOR * _delays(sent, runs, window)["before"].p95)
-    recovery = _recovery(sent, runs, window, late_after)
+    recovery = _recovery(sent, runs, window, late_after, work)
     return Ledger(
         sent=len(sent),
         confirmed=len(confirmed),
@@ -184,7 +186,11 @@ def percentile(ordered: Sequence[float], share: float) -> float:
 
 
 def _recovery(
-    sent: Mapping[int, Sent], runs: Mapping[int, list[Execution]], window: Window, late_after: float
+    sent: Mapping[int, Sent],
+    runs: Mapping[int, list[Execution]],
+    window: Window,
+    late_after: float,
+    work: Callable[[int], float],
 ) -> float:
     last = window.end
     for number, one in sent.items():
@@ -192,6 +198,8 @@ def _recovery(
             last = max(last, one.answered)
         ends = [run.end for run in runs[number] if run.end is not None]
         # What was sent before is late, too, when the fault interrupted it.
-        if ends and min(ends) - one.sent > late_after and min(ends) >= window.begin and not one.special:
+        if one.special or not ends or min(ends) < window.begin:
+            continue
+        if min(ends) - one.sent - work(number) > late_after:
             last = max(last, min(ends))
     return round(last - window.end, 1)

@@ -74,6 +74,11 @@ def milliseconds(options: Options, number: int) -> int:
     return SHORT if number % every else LONG
 
 
+def seconds(options: Options, number: int) -> float:
+    """Return for how long the task ``number`` works, in seconds; 0 for what a fault sent."""
+    return milliseconds(options, number) / 1_000 if number < SPECIAL else 0.0
+
+
 def connected(options: Options, connections: int) -> Celery:
     """Return an app with the producer's identity, and at most so many connections to the broker."""
     app = configure(Celery("drill", set_as_current=False))
