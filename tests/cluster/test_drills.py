@@ -22,3 +22,5 @@ def test_a_drill_loses_nothing(cluster: LabCluster, fault: str) -> None:
     assert not ledger["lost"]
     assert not ledger["results_missing"]
     assert ledger["sent"] >= 200
+    if fault == "worker-host-off":  # half-open: the broker goes on giving it tasks until it is back
+        assert ledger["delays"]["during"]["longest"] > 5

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import BIN, ENVIRONMENT, ROOT, LocalCluster, eventually
+from harness import BIN, ENVIRONMENT, PORT_BASE, ROOT, LocalCluster, eventually, new_cluster
 
 #: Enough for a fault to meet some of them, on a busy machine too.
 LOAD = ("TASKS=120", "RATE=20", "SEED=1")
@@ -71,6 +71,7 @@ def test_of_what_a_killed_producer_was_sending_nobody_knows(marked: LocalCluster
     outcome = drill(marked, "producer-killed")
     ledger = outcome["ledger"]
     assert ledger["sent"] == ledger["confirmed"] + ledger["unknown"]
+    assert ledger["unknown"] >= 1
     assert not ledger["lost"]
     report = max((marked.home / "drills").glob("*-producer-killed")) / "report.html"
     assert "<svg" in report.read_text()
@@ -95,3 +96,17 @@ def test_an_interrupted_drill_undoes_its_fault(marked: LocalCluster, tmp_path: P
     assert running.wait(60) == 130, (tmp_path / "said").read_text()
     eventually(lambda: not alarmed(), within=20, what="the alarm is over", cluster=marked, every=0.5)
     eventually(lambda: marked.status()["healthy"], within=60, what="it is healthy", cluster=marked, every=1)
+
+
+def test_a_drill_sees_what_celerys_own_settings_lose(tmp_path: Path) -> None:
+    stock = new_cluster(
+        "stocktest", tmp_path, port_base=PORT_BASE + 500, celery_settings="stock", drills=True
+    )
+    try:
+        stock.up()
+        run = json.loads(stock.make("drill", "DRILL=undecodable", "JSON=1", *LOAD, code=7).stdout)
+        (outcome,) = run["outcomes"]
+        assert len(outcome["ledger"]["lost"]) == 3
+        assert outcome["ledger"]["confirmed"] > 3
+    finally:
+        stock.make("cluster-destroy", "YES=1")

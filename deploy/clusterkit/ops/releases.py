@@ -104,6 +104,10 @@ class Record:
         """Note that every host has the release that was begun."""
         self._write([*self.entries[:-1], replace(self.entries[-1], complete=True)])
 
+    def restore(self) -> None:
+        """Write the record as it was when it was loaded: all hosts are back at the release they had then."""
+        self._write(self.entries)
+
     def give_up(self) -> None:
         """Forget the release that was begun: no host has it."""
         self._drop_unfinished()

@@ -34,8 +34,9 @@ if TYPE_CHECKING:
 _CHILDREN: Final = 8
 #: Messages of each special kind.
 _MESSAGES: Final = 3
-#: Seconds a producer is gone.
+#: Seconds a producer is gone, and how often it is killed at most until a publish was under way.
 _PRODUCER_AWAY: Final = 3.0
+_PRODUCER_KILLS: Final = 10
 
 
 def _at_once(scene: Scene, blow: Blow) -> None:
@@ -77,7 +78,7 @@ def _host_away(scene: Scene, host: str, *, politely: bool) -> Iterator[None]:
     if politely:
         scene.say(f"host {host} shut down (docker stop), and started again later")
     else:
-        scene.say(f"host {host} powered off (docker kill): no goodbye; started again later")
+        scene.say(f"host {host} powered off (off the network, docker kill): no goodbye; started again later")
     scene.began()
     try:
         scene.switch_off(host, politely=politely)
@@ -115,17 +116,26 @@ def brokers_one_by_one(scene: Scene) -> Iterator[None]:
 @contextlib.contextmanager
 def rolling_release(scene: Scene) -> Iterator[None]:
     """Roll the release that runs out once more under another name, and back again."""
-    current = releases.Record.load(scene.cluster).current
+    record = releases.Record.load(scene.cluster)
+    current = record.current
     if current is None:
         raise NoClusterError(
             f"nothing was deployed on cluster {scene.cluster.name!r}", next_step="make cluster-up"
         )
+    twin = release.twin(scene.cluster, current.id)
     scene.began()
-    for release_id in (release.twin(scene.cluster, current.id), current.id):
-        scene.say(f"release {release_id} rolled out")
-        rollout.roll(scene.cluster, Console(file=io.StringIO()), release_id)
-    scene.ended()
+    try:
+        _roll(scene, twin)
+    finally:
+        _roll(scene, current.id)
+        record.restore()
+        scene.ended()
     yield
+
+
+def _roll(scene: Scene, release_id: str) -> None:
+    scene.say(f"release {release_id} rolled out")
+    rollout.roll(scene.cluster, Console(file=io.StringIO()), release_id)
 
 
 @contextlib.contextmanager
@@ -138,6 +148,8 @@ def scale_down(scene: Scene) -> Iterator[None]:
             found = scale.resize(_with_size(scene.cluster, node, size), node.name, size, timeout=120)
             sizes = ", ".join(f"{one.node}: {one.processes}" for one in found)
             scene.say(f"worker node {node.name} scaled to {size}; processes {sizes}")
+            if not all(one.done for one in found):
+                raise DeployError(f"worker node {node.name} is not at {size} processes: {sizes}")
         yield
     finally:
         scale.write_sizes(scene.cluster, node.name)
@@ -314,11 +326,17 @@ def _queue(scene: Scene) -> str:
 @contextlib.contextmanager
 def producer_killed(scene: Scene) -> Iterator[None]:
     """Kill the producer between sending and confirm, and start another."""
-    scene.say(f"kill -9 of the producer's process; another one {_PRODUCER_AWAY:g} s later")
     scene.began()
-    scene.producer.kill()
     try:
-        time.sleep(_PRODUCER_AWAY)
+        for _ in range(_PRODUCER_KILLS):
+            scene.say(f"kill -9 of the producer's process; another one {_PRODUCER_AWAY:g} s later")
+            caught = scene.producer.kill_while_sending()
+            time.sleep(_PRODUCER_AWAY)
+            if caught:
+                break
+            scene.producer.start_again()
+        else:
+            raise DeployError("the producer was never killed between send and confirm")
         yield
     finally:
         scene.producer.start_again()

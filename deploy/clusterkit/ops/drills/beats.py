@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from celery.schedules import schedule
 from redbeat import RedBeatSchedulerEntry
+from redbeat.schedulers import get_redis
 
 from clusterkit.runtime.drill import DRILL
 
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 #: The number of the tasks that the scheduler sends; they are no part of the load.
 BEAT: Final = -1
 _INTERVAL: Final = 1.0
+#: Seconds after which the task is gone in any case.
+_LEFT_AFTER: Final = 1_800
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,8 @@ def every_second(app: Celery, drill: str) -> Iterator[None]:
         drill, DRILL, schedule(run_every=_INTERVAL, app=app), args=[drill, BEAT, 0], app=app
     )
     entry.save()
+    # Of a drill that was killed nobody takes it back: redbeat then drops it from the schedule.
+    get_redis(app).expire(entry.key, _LEFT_AFTER)
     try:
         yield
     finally:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
@@ -15,8 +17,11 @@ from clusterkit.ops.errors import DeployError
 if TYPE_CHECKING:
     from clusterkit.ops.drills.load import Options
 
-#: Seconds the load may take to send what is left.
+#: Seconds the load may take to send what is left, beyond what its rate needs.
 _END: Final = 600.0
+
+#: Seconds within which the load must begin to publish the next task.
+_SENDS_WITHIN: Final = 30.0
 
 
 class Producer:
@@ -57,13 +62,28 @@ class Producer:
             said = self._log.read_text(encoding="utf-8").strip().splitlines()[-15:]
             raise DeployError("\n".join(["the load of the drill ended by itself", *said]))
 
-    def kill(self) -> None:
-        """Kill the process, wherever it is."""
+    def kill_while_sending(self) -> bool:
+        """Kill the process as soon as it begins a publish; tell whether that one got no answer.
+
+        Raises:
+            DeployError: it sends nothing.
+        """
+        path = Path(self._options.journal)
+        before = journal.unanswered(path)
+        with path.open("rb") as lines:
+            lines.seek(0, os.SEEK_END)
+            give_up_at = time.monotonic() + _SENDS_WITHIN
+            while not journal.is_intent(lines.readline()):
+                if time.monotonic() > give_up_at:
+                    raise DeployError(f"the load of the drill sent nothing for {_SENDS_WITHIN:g} s")
         self._process.kill()
         self._process.wait()
+        return bool(journal.unanswered(path) - before)
 
     def start_again(self) -> None:
         """Go on with another process after the last number that the killed one noted down."""
+        self._process.kill()
+        self._process.wait()
         sent = [number for number in journal.read(Path(self._options.journal)) if number < journal.SPECIAL]
         first = max(sent, default=-1) + 1
         self._options = replace(self._options, first=first, tasks=max(self._options.tasks - len(sent), 0))
@@ -80,7 +100,7 @@ class Producer:
             self._process.stdin.write("end\n")
             self._process.stdin.flush()
         try:
-            code = self._process.wait(_END)
+            code = self._process.wait(_END + self._options.tasks / self._options.rate)
         except subprocess.TimeoutExpired as error:
             raise DeployError("the load of the drill did not end in time") from error
         if code:

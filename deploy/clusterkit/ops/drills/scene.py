@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from clusterkit.ops import deployment, images, labhosts
 from clusterkit.ops.images import docker
@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from clusterkit.ops.drills.onhosts import Blow, Hosts
     from clusterkit.ops.drills.producer import Producer
     from clusterkit.ops.model import Cluster, WorkerNode
+
+
+#: Seconds a host has to shut down.
+_SHUTDOWN: Final = 60
 
 
 @dataclass
@@ -81,8 +85,10 @@ class Scene:
         """Stop a lab's host, or cut its power."""
         name = self.lab.container(host)
         if politely:
-            docker("stop", "--time", "60", name)
+            docker("stop", "--time", str(_SHUTDOWN), name, deadline=_SHUTDOWN + 30)
         else:
+            # Off the network first: the kernel goes on, and would close its processes' connections.
+            docker("network", "disconnect", "--force", self.lab.network, name)
             docker("kill", name)
 
     def switch_on(self, host: str) -> None:
