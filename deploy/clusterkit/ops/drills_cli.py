@@ -49,13 +49,14 @@ def run(
     plan = Plan(tasks, rate, secrets.randbelow(10_000) if seed is None else seed, bulk)
     found, directory = runs.run(loaded, name, plan, stderr)
     if as_json:
-        print_json(found.to_json())
+        print_json({**found.to_json(), "report": str(directory / "report.html")})
     else:
         tables.show(found, stdout)
         stdout.print(f"report: {directory / 'report.html'}", highlight=False, soft_wrap=True)
     if not found.well:
         lost = sum(len(outcome.ledger.lost) for outcome in found.outcomes)
-        bad = [*(outcome.fault for outcome in found.outcomes if not outcome.well), *found.failed]
+        unwell = (outcome.fault for outcome in found.outcomes if not outcome.well)
+        bad = [*unwell, *found.failed, *found.missing]
         raise ClusterUnhealthyError(
             f"{lost} tasks lost; not well: {', '.join(bad)}",
             next_step=f"{directory / 'report.html'} has what was done and seen",

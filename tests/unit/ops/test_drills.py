@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import io
 import re
+import signal
+import subprocess
+import sys
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from clusterkit.ops.drills import outcome, report, runs, tables
 from clusterkit.ops.drills.faults import Fault
-from clusterkit.ops.drills.journal import Sent, task_id
+from clusterkit.ops.drills.journal import Journal, Sent, task_id, unanswered
 from clusterkit.ops.drills.ledger import Window, make
 from clusterkit.ops.drills.load import LONG, Options, milliseconds
 from clusterkit.ops.drills.onhosts import Hosts
 from clusterkit.ops.drills.outcome import Outcome, Run
+from clusterkit.ops.drills.producer import Producer
 from clusterkit.ops.errors import PreflightError
 from clusterkit.ops.topology import definitions
 from clusterkit.runtime.errors import BadInputError
@@ -148,6 +154,46 @@ def test_a_run_can_be_read_again(run: Run, tmp_path: Path) -> None:
     assert not run.well, "two of its tasks are lost"
 
 
+def test_a_run_that_was_ended_before_all_drills_is_not_well(run: Run) -> None:
+    ended = replace(run, outcomes=(), planned=("poison", "malformed"))
+    assert ended.missing == ("poison", "malformed")
+    assert not ended.well
+    assert "not all is well" in report.page(ended)
+
+
+def test_an_error_with_brackets_is_printed_as_it_is(run: Run) -> None:
+    console = Console(file=io.StringIO(), width=200)
+    tables.show(replace(run, failed={"poison": "no such file [/usr/sbin/nft]"}), console)
+    assert "no such file [/usr/sbin/nft]" in console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_a_drill_that_is_told_to_end_undoes_its_fault() -> None:
+    with pytest.raises(KeyboardInterrupt), runs._ends_as_by_ctrl_c():
+        signal.raise_signal(signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) is not signal.default_int_handler
+
+
+def test_a_producer_is_killed_as_soon_as_a_publish_begins(tmp_path: Path) -> None:
+    journal = tmp_path / "journal"
+    with Journal(journal) as notes:
+        notes.intent(1, "cpu")
+    options = Options("d", "", str(journal), queues=("cpu",), tasks=1, rate=1)
+
+    class Stuck(Producer):
+        def _start(self, options: Options) -> subprocess.Popen[str]:
+            sends = (
+                "import sys, time; from pathlib import Path\n"
+                "from clusterkit.ops.drills.journal import Journal\n"
+                "with Journal(Path(sys.argv[1])) as notes:\n"
+                "    time.sleep(0.3); notes.intent(2, 'cpu'); time.sleep(60)"
+            )
+            return subprocess.Popen([sys.executable, "-c", sends, options.journal], text=True)
+
+    with Stuck(options, tmp_path / "log") as producer:
+        assert producer.kill_while_sending()
+    assert unanswered(journal) == {1, 2}
+
+
 def test_a_directory_that_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BadInputError, match="no run of drills"):
         outcome.read(tmp_path)
@@ -160,7 +206,7 @@ def test_two_runs_are_put_side_by_side(run: Run) -> None:
 
 
 def test_one_run_is_a_table_of_its_own(run: Run) -> None:
-    assert "| poison | 4 | 3 | 2 |" in tables.markdown([run])
+    assert "| poison | 4 | 3 | 0 | 2 |" in tables.markdown([run])
 
 
 def test_the_command_lists_every_drill() -> None:

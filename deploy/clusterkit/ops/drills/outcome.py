@@ -103,13 +103,21 @@ class Run:
     """Faults that are not possible on the cluster, and why."""
     failed: dict[str, str] = field(default_factory=dict)
     """Drills that could not do what they should, and why."""
+    planned: tuple[str, ...] = ()
+    """The faults of the run, in their order."""
     bulk: bool = False
     """Whether tasks were sent as ``submit_many`` does."""
 
     @property
+    def missing(self) -> tuple[str, ...]:
+        """Faults that were planned and not come to: the run was ended."""
+        known = {*self.failed, *(outcome.fault for outcome in self.outcomes)}
+        return tuple(fault for fault in self.planned if fault not in known)
+
+    @property
     def well(self) -> bool:
         """Whether all drills were done and went well."""
-        return not self.failed and all(outcome.well for outcome in self.outcomes)
+        return not self.failed and not self.missing and all(outcome.well for outcome in self.outcomes)
 
     def to_json(self) -> dict[str, Any]:
         """Return it as JSON-safe values."""
@@ -133,7 +141,7 @@ def read(directory: Path) -> Run:
         values = json.loads(path.read_text(encoding="utf-8"))
         del values["well"]
         outcomes = tuple(_outcome(each) for each in values["outcomes"])
-        return Run(**{**values, "outcomes": outcomes})
+        return Run(**{**values, "outcomes": outcomes, "planned": tuple(values["planned"])})
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BadInputError(
             f"{path} is no run of drills: {error}", next_step="clusterkit drill wrote it below .cluster/"

@@ -59,7 +59,8 @@ def page(run: Run) -> str:
     """Return the page of ``run``."""
     when = time.strftime("%Y-%m-%d %H:%M", time.localtime(run.started))
     lost = sum(len(outcome.ledger.lost) for outcome in run.outcomes)
-    verdict = f'<span class="{"bad" if lost else "good"}">{lost} tasks lost</span>'
+    unwell = "" if run.well or lost else ", and not all is well"
+    verdict = f'<span class="{"good" if run.well else "bad"}">{lost} tasks lost{unwell}</span>'
     stock = (
         '<p class="bad">With Celery\'s own settings on classic queues, to compare with.</p>'
         if run.settings == "stock"
@@ -77,6 +78,7 @@ def page(run: Run) -> str:
             f'<p class="soft">{escape(ledger.RECOVERY)} Delay: from sending to the first begin.</p>',
             *map(_section, run.outcomes),
             _list("Could not be done", run.failed),
+            _list("Not come to", dict.fromkeys(run.missing, "the run was ended before")),
             _list("Not possible here", run.skipped),
             "</body></html>",
             "",

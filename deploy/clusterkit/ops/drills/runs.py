@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
+import signal
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
+from clusterkit.ops import addresses
 from clusterkit.ops.drills import drill, report
 from clusterkit.ops.drills.faults import Fault
 from clusterkit.ops.drills.outcome import Run
-from clusterkit.ops.errors import DeployError, PreflightError, ReleaseError
+from clusterkit.ops.errors import ClusterUnhealthyError, PreflightError
 from clusterkit.ops.lock import alone
 from clusterkit.ops.progress import Progress
+from clusterkit.runtime.errors import ClusterkitError, InterruptedByUserError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from rich.console import Console
@@ -67,14 +72,16 @@ def chosen(name: str, seed: int, impossible: dict[Fault, str]) -> list[Fault]:
 def run(cluster: Cluster, name: str, plan: Plan, console: Console) -> tuple[Run, Path]:
     """Run the drills that ``name`` means, one after the other; return the run and its directory.
 
-    Each is kept as soon as it has ended. One whose fault could not be caused or undone is among the run's
-    ``failed``.
+    Each is kept as soon as it has ended. One that went wrong is among the run's ``failed``. After one that
+    left the cluster unhealthy there are no more.
 
     Raises:
         PreflightError: the cluster may not be hurt, or a drill is not possible on it.
-        ClusterUnhealthyError: it is not healthy, to begin with or after a drill.
+        ClusterUnhealthyError: it is not healthy to begin with.
+        InterruptedByUserError: Ctrl-C, or the terminal is gone; the fault was undone.
     """
     refuse_unless_marked(cluster)
+    cluster = addresses.resolved(cluster)
     impossible = obstacles(cluster)
     faults = chosen(name, plan.seed, impossible)
     started = time.time()
@@ -90,21 +97,49 @@ def run(cluster: Cluster, name: str, plan: Plan, console: Console) -> tuple[Run,
         plan.seed,
         started,
         _machine(cluster),
+        planned=tuple(fault.title for fault in faults),
         bulk=plan.bulk,
         skipped={fault.title: why for fault, why in impossible.items()} if name == ALL else {},
     )
-    with alone(cluster):
+    found.write(directory)
+    with alone(cluster), _ends_as_by_ctrl_c():
         for number, fault in enumerate(faults, 1):
             title = f"drill {number} of {len(faults)} on {cluster.name}: {fault.title}"
+            unhealthy = False
             try:
                 with Progress(title, drill.PHASES, console) as progress:
                     ended = drill.run(cluster, fault, plan, directory, progress)
                 found = replace(found, outcomes=(*found.outcomes, ended))
-            except (DeployError, ReleaseError) as error:  # the next may be possible all the same
+            except (KeyboardInterrupt, InterruptedByUserError):
+                raise InterruptedByUserError(
+                    f"interrupted in drill {number} of {len(faults)}, {fault.title}; its fault was undone",
+                    next_step=f"{directory / report.REPORT} has the {number - 1} before it",
+                ) from None
+            except (ClusterkitError, *drill.AWAY) as error:  # the next may be possible all the same
+                unhealthy = isinstance(error, ClusterUnhealthyError)
+                if unhealthy and not found.outcomes:
+                    raise
                 found = replace(found, failed={**found.failed, fault.title: str(error)})
-            found.write(directory)
-            report.write(found, directory)
+            finally:
+                found.write(directory)
+                report.write(found, directory)
+            if unhealthy:
+                break
     return found, directory
+
+
+@contextlib.contextmanager
+def _ends_as_by_ctrl_c() -> Iterator[None]:
+    """Have a drill whose terminal is gone, or that is told to end, undo its fault first."""
+    before = {
+        number: signal.signal(number, signal.default_int_handler)
+        for number in (signal.SIGTERM, signal.SIGHUP)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _machine(cluster: Cluster) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ def _count(number: int) -> str:
 COLUMNS: Final[dict[str, Callable[[Outcome], str]]] = {
     "sent": lambda outcome: str(outcome.ledger.sent),
     "confirmed": lambda outcome: str(outcome.ledger.confirmed),
+    "ran once": lambda outcome: str(outcome.ledger.once),
     "lost": _lost,
     "begun twice": lambda outcome: _count(outcome.ledger.begun_again),
     "done twice": lambda outcome: _count(outcome.ledger.completed_again),
@@ -62,7 +64,8 @@ COLUMNS: Final[dict[str, Callable[[Outcome], str]]] = {
     "recovery, s": lambda outcome: f"{outcome.ledger.recovery:.0f}",
     "healthy, s": _healthy,
 }
-_BAD: Final = {"lost", "no result"}
+#: What colour a column has when it is not 0: a lost result is no lost task.
+_COLORS: Final = {"lost": "bold red", "no result": "yellow"}
 
 
 def show(run: Run, console: Console) -> None:
@@ -87,11 +90,17 @@ def show(run: Run, console: Console) -> None:
         if outcome.beats:
             console.print(f"[bold]{outcome.fault}[/]: {beats(outcome)}", highlight=False, soft_wrap=True)
         for problem in outcome.problems:
-            console.print(f"[red]problem[/] {outcome.fault}: {problem}", highlight=False, soft_wrap=True)
+            _line(console, "[red]problem[/]", outcome.fault, problem)
     for name, why in run.failed.items():
-        console.print(f"[red]not done[/] {name}: {why}", highlight=False, soft_wrap=True)
+        _line(console, "[red]not done[/]", name, why)
+    for name in run.missing:
+        _line(console, "[red]not done[/]", name, "the run was ended before")
     for name, why in run.skipped.items():
-        console.print(f"[dim]not here[/] {name}: {why}", highlight=False, soft_wrap=True)
+        _line(console, "[dim]not here[/]", name, why)
+
+
+def _line(console: Console, what: str, fault: str, why: str) -> None:
+    console.print(f"{what} {fault}: {escape(why)}", highlight=False, soft_wrap=True)
 
 
 def beats(outcome: Outcome) -> str:
@@ -103,9 +112,9 @@ def beats(outcome: Outcome) -> str:
 
 
 def _colored(name: str, text: str) -> str:
-    if name not in _BAD or text == _NOTHING:
+    if name not in _COLORS or text == _NOTHING:
         return text
-    return f"[green]{text}[/]" if text == "0" else f"[bold red]{text}[/]"
+    return f"[green]{text}[/]" if text == "0" else f"[{_COLORS[name]}]{text}[/]"
 
 
 def markdown(runs: list[Run]) -> str:
