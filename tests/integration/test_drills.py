@@ -100,7 +100,7 @@ def test_an_interrupted_drill_undoes_its_fault(marked: LocalCluster, tmp_path: P
 
 def test_a_drill_sees_what_celerys_own_settings_lose(tmp_path: Path) -> None:
     stock = new_cluster(
-        "stocktest", tmp_path, port_base=PORT_BASE + 500, celery_settings="stock", drills=True
+        "stocktest", tmp_path, port_base=PORT_BASE + 1000, celery_settings="stock", drills=True
     )
     try:
         stock.up()

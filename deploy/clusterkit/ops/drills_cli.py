@@ -74,7 +74,8 @@ def show_list(cluster: ClusterName = DEFAULT_CLUSTER, as_json: Json = False) -> 
     from clusterkit.ops.drills import runs
     from clusterkit.ops.drills.faults import Fault
 
-    impossible = runs.obstacles(load(cluster))
+    loaded = load(cluster)
+    impossible = runs.obstacles(loaded)
     if as_json:
         print_json(
             [
@@ -96,6 +97,8 @@ def show_list(cluster: ClusterName = DEFAULT_CLUSTER, as_json: Json = False) -> 
         sees = f"[yellow]not possible here: {why}[/]" if why else fault.value.sees
         table.add_row(fault.title, fault.value.does, sees)
     stdout.print(table)
+    if not loaded.drills:
+        stdout.print(f"\ncluster {loaded.name} is not marked with drills: true, so none is run on it")
 
 
 @commands.command("table")
