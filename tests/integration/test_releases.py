@@ -65,6 +65,15 @@ def test_a_release_under_load_loses_no_task_and_runs_none_twice(cluster: LocalCl
     assert cluster.status()["healthy"]
 
 
+def test_a_retry_that_waits_outlives_a_restart_of_the_broker(cluster: LocalCluster, source: Path) -> None:
+    load = Load(cluster)
+    load.send(10, task="ledger.app.again")
+    eventually(lambda: began(load, 1), within=20, what="it begins", cluster=cluster)
+    cluster.make("cluster-restart", "SERVICE=rabbitmq")
+    eventually(load.done, within=60, what="it is tried again", cluster=cluster)
+    assert (load.count("begin"), load.count("end")) == ({0: 2}, {0: 1})
+
+
 @pytest.mark.parametrize(
     ("lines", "said"),
     [

@@ -74,12 +74,10 @@ class Load:
         while not self._stop.wait(1 / self._rate):
             self.send(0.01)
 
-    def send(self, seconds: float) -> None:
+    def send(self, seconds: float, task: str = "ledger.app.work") -> None:
         """Send one task of so many ``seconds``."""
         with self._lock:  # a number is one task's
-            self._app.send_task(
-                "ledger.app.work", [self.run, self.sent, seconds], queue=self._queue, ignore_result=True
-            )
+            self._app.send_task(task, [self.run, self.sent, seconds], queue=self._queue, ignore_result=True)
             self.sent += 1
 
     def executions(self) -> list[Execution]:

@@ -25,6 +25,16 @@ def work(task: celery.Task, run: str, number: int, seconds: float) -> str:
     return VERSION
 
 
+@app.task(bind=True)
+def again(task: celery.Task, run: str, number: int, countdown: float) -> str:
+    """Fail the first time, to be tried again after ``countdown`` seconds."""
+    note(task, run, number, "begin")
+    if not task.request.retries:
+        raise task.retry(countdown=countdown)
+    note(task, run, number, "end")
+    return VERSION
+
+
 def note(task: celery.Task, run: str, number: int, what: str) -> None:
     """Append a line to the run's list."""
     with results.client(app.conf.clusterkit_cluster_file, patience=30) as store:
