@@ -15,12 +15,13 @@ from clusterkit.runtime import client
 def test_a_blank_lab_becomes_the_cluster_of_a_backup(cluster: LabCluster, tmp_path: Path) -> None:
     old_client, file, password = tmp_path / "client.json", tmp_path / "lab.backup", tmp_path / "password"
     password.write_text("of the backup\n")
-    shutil.copy(cluster.model.state_dir / "client.json", old_client)
+    state = cluster.model.state_dir
+    shutil.copy(state / "client.json", old_client)
     cluster.healthy()
     cluster.make("cluster-backup", f"FILE={file}", f"PASSWORD_FILE={password}")
     hosts = len(cluster.model.hosts)
-    shutil.rmtree(cluster.model.state_dir)
     cluster.lab("lab-down")
+    shutil.rmtree(state, ignore_errors=True)
     cluster.lab("lab-up", f"HOSTS={hosts}")
     # The hosts are others, with other SSH keys: the inventory of the new lab counts.
     restore = ("cluster-restore", f"FILE={file}", f"PASSWORD_FILE={password}", "KEEP=1", "JSON=1")
