@@ -53,6 +53,7 @@ def quick(cluster: LocalCluster, *names: str) -> list[dict[str, Any]]:
     return found
 
 
+@pytest.mark.timeout(1_500)  # seconds; a busy machine needs more than the usual ten minutes
 def test_every_workload_runs_with_every_system(bench: LocalCluster) -> None:
     found = quick(bench)
     measured = {table["bench"]: [row["name"] for row in table["rows"]] for table in found}
