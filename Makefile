@@ -24,7 +24,8 @@
 #   REASON    why letters died: rejected, delivery-limit, expired or full (dlq-*)          []
 #   ALL       1: all dead letters (dlq-replay, -drop)                                      []
 #   REDACT    1: hide arguments and results (dlq-list, -show)                              []
-#   FORCE     1: replace what is there (cluster-restore); replay all the same (dlq-replay) []
+#   FORCE     1: replace what is there (cluster-restore); replay all the same (dlq-replay); load a file
+#             that breaks off (queue-load)                                                   []
 #   KEEP      1: the inventory that is there counts, not the backup's (cluster-restore)     []
 #   PASSWORD_FILE  a file with a backup's password; else it is asked for (cluster-backup, -restore)
 #   TASK      a task, such as tasks.compute.fibonacci (submit, cluster-tune; dlq-*: letters of it) []
@@ -172,8 +173,8 @@ dlq-drop: .venv/.ready ## out of the cluster, into a file; asks, unless YES=1 [I
 queue-dump: .venv/.ready ## drain a queue into a file [QUEUE= FILE=]
 	@$(clusterkit) queue dump $(QUEUE) $(FILE) $(json)
 
-queue-load: .venv/.ready ## put a file's messages back, or into another queue [FILE= QUEUE=]
-	@$(clusterkit) queue load $(FILE) $(if $(QUEUE),--queue $(QUEUE)) $(json)
+queue-load: .venv/.ready ## put a file's messages back, or into another queue [FILE= QUEUE= FORCE=1]
+	@$(clusterkit) queue load $(FILE) $(if $(QUEUE),--queue $(QUEUE)) $(if $(filter 1,$(FORCE)),--force) $(json)
 
 ##@ Hosts
 broker-restart: .venv/.ready ## restart the brokers one after the other, each when the others can do without it [HOST=]
