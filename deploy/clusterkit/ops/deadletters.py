@@ -18,6 +18,7 @@ from clusterkit.ops.messaging import (
     Message,
     Publisher,
     Reader,
+    check_queue,
     connected,
     interruptible,
     wait_for_others,
@@ -172,7 +173,7 @@ def replay(
     with connected(cluster) as connection, connected(cluster) as publishing:
         publisher = Publisher(publishing, cluster)
         if to:
-            publisher.check(to)
+            check_queue(publishing, to)
         with Reader(connection, DEAD_LETTERS) as reader, interruptible() as interrupted:
             for letter in map(Letter.of, reader.messages(reader.ready)):
                 if interrupted():

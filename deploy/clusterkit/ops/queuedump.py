@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Self
 
 from clusterkit.ops import queuefiles
-from clusterkit.ops.messaging import Publisher, Reader, connected, interruptible
+from clusterkit.ops.messaging import Publisher, Reader, check_queue, connected, interruptible
 from clusterkit.ops.queuefiles import Writer, writing
 from clusterkit.ops.topology import DEAD_LETTERS
 from clusterkit.runtime.errors import BadInputError, InterruptedByUserError
@@ -49,11 +49,16 @@ def dump(cluster: Cluster, queue: str, path: Path, report: Report) -> int:
             f"{queue!r} is Celery's own: its messages are on their way to another queue",
             next_step="make cluster-status lists the queues",
         )
-    with connected(cluster) as connection, Reader(connection, queue, window=2 * _BATCH) as reader:
-        with Writer(path, cluster.name, queue) as file, interruptible() as interrupted:
+    with connected(cluster) as connection:
+        check_queue(connection, queue)
+        # The file first: a message that is taken and returned has used up one of its deliveries.
+        with (
+            Writer(path, cluster.name, queue) as file,
+            Reader(connection, queue, window=2 * _BATCH) as reader,
+            interruptible() as interrupted,
+        ):
             taken = _drain(reader, file, interrupted, report)
-        stopped = interrupted()
-    if stopped:
+    if interrupted():
         raise InterruptedByUserError(
             f"{taken} messages are in {path}, the others in queue {queue}",
             next_step="the rest goes to another file",
@@ -119,7 +124,7 @@ def load(cluster: Cluster, path: Path, queue: str, report: Report, *, force: boo
     queue = queue or summary.queue
     with connected(cluster) as connection:
         publisher = Publisher(connection, cluster)
-        publisher.check(queue)
+        check_queue(connection, queue)
         with _Progress(path, cluster.name, queue) as progress, interruptible() as interrupted:
             before = progress.confirmed
             if summary.messages and before >= summary.messages:
