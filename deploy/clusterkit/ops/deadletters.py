@@ -27,7 +27,12 @@ from clusterkit.ops.queuefiles import Writer
 from clusterkit.ops.topology import DEAD_LETTERS
 from clusterkit.runtime import rejections, results
 from clusterkit.runtime.clusterfile import ClusterFile
-from clusterkit.runtime.errors import InterruptedByUserError, UnknownTaskError
+from clusterkit.runtime.errors import (
+    BadInputError,
+    ClusterUnreachableError,
+    InterruptedByUserError,
+    UnknownTaskError,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -218,26 +223,45 @@ def drop(cluster: Cluster, selection: Selection, found: Survey, path: Path, repo
     ``found`` is from a survey by the same selection. They can be had back with `clusterkit queue load`.
 
     Raises:
-        BadInputError: the file is there already, or cannot be written; nothing was dropped.
+        BadInputError: the file is there already, or cannot be written; or somebody else is reading them.
+        ClusterUnreachableError: the broker went away; the file has what was dropped, and breaks off.
+        InterruptedByUserError: the file is complete for what was dropped; the others stay.
     """
     dropped = 0
     written: list[Message] = []
-    with (
-        connected(cluster) as connection,
-        Reader(connection, DEAD_LETTERS) as reader,
-        Writer(path, cluster.name, DEAD_LETTERS) as file,
-    ):
-        for letter in map(Letter.of, reader.messages(reader.ready)):
-            if _meant(letter, selection, found):
-                file.add(letter.message)
-                written.append(letter.message)
-                dropped += 1
-            if len(written) >= _SYNC_EVERY:
+    try:
+        with connected(cluster) as connection:
+            wait_for_others(connection, DEAD_LETTERS)
+            with (
+                Writer(path, cluster.name, DEAD_LETTERS) as file,
+                Reader(connection, DEAD_LETTERS) as reader,
+                interruptible() as interrupted,
+            ):
+                for letter in map(Letter.of, reader.messages(reader.ready)):
+                    if interrupted():
+                        break
+                    if _meant(letter, selection, found):
+                        file.add(letter.message)
+                        written.append(letter.message)
+                        dropped += 1
+                    if len(written) >= _SYNC_EVERY:
+                        _remove(reader, file, written)
+                        report(f"{dropped} of {found.meant} dropped")
+                    if dropped == found.meant:
+                        break  # what died since was not asked about
                 _remove(reader, file, written)
-                report(f"{dropped} of {found.meant} dropped")
-            if dropped == found.meant:
-                break  # what died since was not asked about
-        _remove(reader, file, written)
+    except (BadInputError, ClusterUnreachableError) as error:
+        if not dropped:
+            raise
+        raise type(error)(
+            f"{error}; {path} has up to {dropped} letters, the last of which may be dead letters still",
+            next_step=error.next_step,
+        ) from error
+    if interrupted() and dropped < found.meant:
+        raise InterruptedByUserError(
+            f"{dropped} of {found.meant} dead letters are dropped, they are in {path}; the others stay",
+            next_step=f"the same command drops those, too; back with: clusterkit queue load {path}",
+        )
     return dropped
 
 

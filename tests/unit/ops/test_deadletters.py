@@ -1,0 +1,115 @@
+"""Drops and replays: what is taken is somewhere else first, and what is left is named."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Self
+
+import pytest
+
+from clusterkit.ops import deadletters, queuefiles
+from clusterkit.ops.deadletters import Survey
+from clusterkit.ops.letters import Selection
+from clusterkit.ops.messaging import Message
+from clusterkit.ops.model import Cluster
+from clusterkit.runtime.errors import BadInputError, ClusterUnreachableError, InterruptedByUserError
+
+from .conftest import Inventory
+
+
+def letter(number: int, queue: str = "cpu", task: str = "shop.ping", **headers: Any) -> Message:
+    death = {"queue": queue, "reason": "rejected", "count": 1}
+    return Message(
+        b"[[], {}, {}]", {}, {"task": task, "id": f"id-{number}", "x-death": [death], **headers}, tag=number
+    )
+
+
+class DeadLetters:
+    """The queue of dead letters and its reader; ``before`` is called before a letter is read."""
+
+    def __init__(self) -> None:
+        self.messages_there: list[Message] = []
+        self.before: Callable[[int], None] = lambda _: None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    @property
+    def ready(self) -> int:
+        return len(self.messages_there)
+
+    def messages(self, number: int) -> Iterator[Message]:
+        for message in self.messages_there[:number]:
+            self.before(message.tag)
+            yield message
+
+    def remove(self, message: Message) -> None:
+        self.messages_there.remove(message)
+
+
+@pytest.fixture
+def cluster(inventory: Inventory) -> Cluster:
+    return inventory.load()
+
+
+@pytest.fixture
+def dead(monkeypatch: pytest.MonkeyPatch) -> DeadLetters:
+    found = DeadLetters()
+    monkeypatch.setattr(deadletters, "connected", lambda _: contextlib.nullcontext())
+    monkeypatch.setattr(deadletters, "wait_for_others", lambda *_: None)
+    monkeypatch.setattr(deadletters, "Reader", lambda *_: found)
+    return found
+
+
+def drop(cluster: Cluster, dead: DeadLetters, path: Path) -> int:
+    return deadletters.drop(cluster, Selection(), Survey(dead.ready, meant=dead.ready), path, lambda _: None)
+
+
+def tags(messages: list[Message]) -> list[int]:
+    return [message.tag for message in messages]
+
+
+def test_ctrl_c_ends_a_drop_between_two_letters_with_a_complete_file(
+    cluster: Cluster, dead: DeadLetters, tmp_path: Path
+) -> None:
+    path = tmp_path / "dropped"
+    dead.messages_there = [letter(number) for number in range(1, 6)]
+    dead.before = lambda number: signal.raise_signal(signal.SIGINT) if number == 3 else None
+    with pytest.raises(InterruptedByUserError, match=f"2 of 5 dead letters are dropped, they are in {path};"):
+        drop(cluster, dead, path)
+    assert tags(dead.messages_there) == [3, 4, 5]
+    assert queuefiles.check(path) == queuefiles.Summary("test", "celery.dead", 2, complete=True)
+
+
+def test_a_drop_that_loses_its_broker_says_where_the_letters_are(
+    cluster: Cluster, dead: DeadLetters, tmp_path: Path
+) -> None:
+    def lose(number: int) -> None:
+        if number == 3:
+            raise ClusterUnreachableError("the broker is away", next_step="look")
+
+    path = tmp_path / "dropped"
+    dead.messages_there = [letter(number) for number in range(1, 6)]
+    dead.before = lose
+    with pytest.raises(ClusterUnreachableError, match=f"is away; {path} has up to 2 letters") as error:
+        drop(cluster, dead, path)
+    assert error.value.next_step == "look"
+    assert tags(dead.messages_there) == [1, 2, 3, 4, 5], "what was not synced was not taken"
+    assert queuefiles.check(path) == queuefiles.Summary("test", "celery.dead", 2, complete=False)
+
+
+def test_a_drop_takes_nothing_when_its_file_is_there(
+    cluster: Cluster, dead: DeadLetters, tmp_path: Path
+) -> None:
+    dead.messages_there = [letter(1)]
+    dead.before = lambda _: pytest.fail("a letter was read")
+    path = tmp_path / "dropped"
+    path.touch()
+    with pytest.raises(BadInputError, match=f"{path} is there already$"):
+        drop(cluster, dead, path)
