@@ -186,6 +186,9 @@ def replay(
     A letter is removed when the broker has confirmed its message. When this command is ended by force, the
     letter it was at may be in both places: the task then runs twice.
 
+    Letters that cannot be replayed stay and are named. The exit code is 10 when there are only such ones, 0
+    when at least one was replayed, or none is meant.
+
     \b
     Examples:
       clusterkit dlq replay 1adc7e9e
@@ -264,7 +267,7 @@ def _confirm_drop(cluster: Cluster, found: Survey, *, yes: bool) -> None:
     question = f"Drop {found.meant} of {found.total} dead letters of cluster {cluster.name!r}?"
     if not sys.stdin.isatty():
         raise BadInputError(question, next_step="YES=1 make dlq-drop, or --yes")
-    if not typer.confirm(question):
+    if not typer.confirm(question, err=True):
         raise InterruptedByUserError("nothing was dropped")
 
 

@@ -6,16 +6,23 @@ import contextlib
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Self
 
 import pytest
 
 from clusterkit.ops import deadletters, queuefiles
-from clusterkit.ops.deadletters import Survey
+from clusterkit.ops.deadletters import Replayed, Survey
 from clusterkit.ops.letters import Selection
 from clusterkit.ops.messaging import Message
 from clusterkit.ops.model import Cluster
-from clusterkit.runtime.errors import BadInputError, ClusterUnreachableError, InterruptedByUserError
+from clusterkit.runtime.clusterfile import ClusterFile
+from clusterkit.runtime.errors import (
+    BadInputError,
+    ClusterUnreachableError,
+    InterruptedByUserError,
+    UnknownTaskError,
+)
 
 from .conftest import Inventory
 
@@ -27,12 +34,17 @@ def letter(number: int, queue: str = "cpu", task: str = "shop.ping", **headers: 
     )
 
 
+#: Tasks of the deployed release.
+RELEASE = SimpleNamespace(tasks={"shop.ping": None})
+
+
 class DeadLetters:
     """The queue of dead letters and its reader; ``before`` is called before a letter is read."""
 
     def __init__(self) -> None:
         self.messages_there: list[Message] = []
         self.before: Callable[[int], None] = lambda _: None
+        self.replayed: list[tuple[str, Message]] = []
 
     def __enter__(self) -> Self:
         return self
@@ -49,6 +61,9 @@ class DeadLetters:
             self.before(message.tag)
             yield message
 
+    def publish(self, message: Message, queue: str) -> None:
+        self.replayed.append((queue, message))
+
     def remove(self, message: Message) -> None:
         self.messages_there.remove(message)
 
@@ -63,12 +78,19 @@ def dead(monkeypatch: pytest.MonkeyPatch) -> DeadLetters:
     found = DeadLetters()
     monkeypatch.setattr(deadletters, "connected", lambda _: contextlib.nullcontext())
     monkeypatch.setattr(deadletters, "wait_for_others", lambda *_: None)
+    monkeypatch.setattr(deadletters, "check_queue", lambda *_: None)
     monkeypatch.setattr(deadletters, "Reader", lambda *_: found)
+    monkeypatch.setattr(deadletters, "Publisher", lambda *_: found)
+    monkeypatch.setattr(ClusterFile, "load", lambda _: RELEASE)
     return found
 
 
 def drop(cluster: Cluster, dead: DeadLetters, path: Path) -> int:
     return deadletters.drop(cluster, Selection(), Survey(dead.ready, meant=dead.ready), path, lambda _: None)
+
+
+def replay(cluster: Cluster, to: str = "", *, force: bool = False) -> Replayed:
+    return deadletters.replay(cluster, Selection(), to=to, force=force, report=lambda _: None)
 
 
 def tags(messages: list[Message]) -> list[int]:
@@ -113,3 +135,28 @@ def test_a_drop_takes_nothing_when_its_file_is_there(
     path.touch()
     with pytest.raises(BadInputError, match=f"{path} is there already$"):
         drop(cluster, dead, path)
+
+
+def test_a_letter_from_a_queue_that_no_worker_reads_is_left_and_the_others_are_replayed(
+    cluster: Cluster, dead: DeadLetters
+) -> None:
+    dead.messages_there = [letter(1, "renamed"), letter(2), letter(3, ""), letter(4, "celery.dead")]
+    done = replay(cluster, force=True)
+    assert (done.queues, tags(dead.messages_there)) == ({"cpu": 1}, [1, 3, 4])
+    assert done.left == {
+        "queue renamed is not in the inventory: --to QUEUE": 1,
+        "queue celery.dead is not in the inventory: --to QUEUE": 1,
+        "does not say which queue it comes from: --to QUEUE": 1,
+    }
+    assert replay(cluster, to="io").queues == {"io": 3}
+
+
+@pytest.mark.parametrize("only", [letter(1, "renamed"), letter(1, ""), letter(1, task="nobody.knows")])
+def test_a_replay_that_leaves_all_is_an_error_whatever_the_reason(
+    only: Message, cluster: Cluster, dead: DeadLetters
+) -> None:
+    dead.messages_there = [only]
+    with pytest.raises(UnknownTaskError, match="1 dead letters not replayed: 1 x "):
+        replay(cluster)
+    dead.messages_there = []
+    assert replay(cluster).number == 0, "none is meant"
