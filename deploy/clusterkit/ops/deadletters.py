@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 import redis.exceptions
 
-from clusterkit.ops.letters import Letter, Selection
+from clusterkit.ops.letters import DEATHS, Letter, Selection
 from clusterkit.ops.messaging import (
     Message,
     Publisher,
@@ -243,9 +243,8 @@ def _meant(letter: Letter, selection: Selection, found: Survey) -> bool:
 
 def _as_it_was(letter: Letter) -> Message:
     message = letter.message.without_deaths()
-    if letter.has_expired:
-        message = replace(message, headers={**message.headers, "expires": None})
-    return message
+    marks = {DEATHS: letter.times} | ({"expires": None} if letter.has_expired else {})
+    return replace(message, headers=message.headers | marks)
 
 
 def drop(cluster: Cluster, selection: Selection, found: Survey, path: Path, report: Report) -> int:

@@ -13,7 +13,7 @@ import pytest
 
 from clusterkit.ops import deadletters, queuefiles
 from clusterkit.ops.deadletters import Replayed, Survey
-from clusterkit.ops.letters import Selection
+from clusterkit.ops.letters import DEATHS, Selection
 from clusterkit.ops.messaging import Message
 from clusterkit.ops.model import Cluster
 from clusterkit.runtime.clusterfile import ClusterFile
@@ -160,3 +160,15 @@ def test_a_replay_that_leaves_all_is_an_error_whatever_the_reason(
         replay(cluster)
     dead.messages_there = []
     assert replay(cluster).number == 0, "none is meant"
+
+
+def test_a_replayed_message_is_as_it_was_before_it_died_but_for_how_often_it_did(
+    cluster: Cluster, dead: DeadLetters
+) -> None:
+    before: dict[str, Any] = {"expires": "2020-01-01T00:00:00+00:00", DEATHS: 3}
+    dead.messages_there = [letter(1, mine=1), letter(2, **before)]
+    replay(cluster, force=True)
+    assert [message.headers for _, message in dead.replayed] == [
+        {"task": "shop.ping", "id": "id-1", "mine": 1, DEATHS: 1},
+        {"task": "shop.ping", "id": "id-2", "expires": None, DEATHS: 4},
+    ]
