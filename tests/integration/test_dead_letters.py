@@ -15,7 +15,7 @@ import pytest
 from celery import Celery
 from harness import BIN, ENVIRONMENT, ROOT, LocalCluster, eventually
 
-from clusterkit.ops import messaging
+from clusterkit.ops import audit, messaging
 from clusterkit.ops.deployment import operator_app
 from clusterkit.ops.letters import DEATHS
 from clusterkit.ops.topology import DEAD_LETTERS
@@ -229,6 +229,8 @@ def test_what_is_dropped_can_be_had_back(cluster: LocalCluster) -> None:
     assert listed(cluster) == []
     clusterkit(cluster, "queue", "load", done["file"])
     assert letter(cluster, "dropped-1") == before
+    commands = [entry.command.split()[:2] for entry in audit.entries(cluster.model, 2)]
+    assert commands == [["dlq", "drop"], ["queue", "load"]]
 
 
 def test_a_queue_goes_to_a_file_and_back(cluster: LocalCluster, app: Celery, tmp_path: Path) -> None:

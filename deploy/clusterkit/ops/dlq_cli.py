@@ -196,10 +196,12 @@ def replay(
       clusterkit dlq replay --all --to default
     """
     from clusterkit.ops import deadletters
+    from clusterkit.ops.lock import recorded
 
     selection = _selected(names, task, queue, reason, every=every)
     loaded = brought_up(cluster)
-    with Progress(f"cluster {loaded.name}: replay dead letters", ["Replay"], stderr) as progress:
+    title = f"cluster {loaded.name}: replay dead letters"
+    with recorded(loaded), Progress(title, ["Replay"], stderr) as progress:
         progress.start("Replay")
         done = deadletters.replay(loaded, selection, to=to, force=force, report=progress.doing)
     if as_json:
@@ -237,6 +239,7 @@ def drop(
       clusterkit queue load .cluster/local/dropped/20260102-030405.jsonl   # back among the dead letters
     """
     from clusterkit.ops import deadletters
+    from clusterkit.ops.lock import recorded
 
     selection = _selected(names, task, queue, reason, every=every)
     loaded = brought_up(cluster)
@@ -246,7 +249,8 @@ def drop(
     path = loaded.state_dir / "dropped" / f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}.jsonl"
     dropped = 0
     if found.meant:
-        with Progress(f"cluster {loaded.name}: drop dead letters", ["Drop"], stderr) as progress:
+        title = f"cluster {loaded.name}: drop dead letters"
+        with recorded(loaded), Progress(title, ["Drop"], stderr) as progress:
             progress.start("Drop")
             dropped = deadletters.drop(loaded, selection, found, path, progress.doing)
     if as_json:

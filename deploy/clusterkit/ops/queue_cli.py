@@ -34,9 +34,11 @@ def dump(
       clusterkit queue dump celery.dead dead.jsonl
     """
     from clusterkit.ops import queuedump
+    from clusterkit.ops.lock import recorded
 
     loaded = brought_up(cluster)
-    with Progress(f"cluster {loaded.name}: dump queue {queue}", ["Dump"], stderr) as progress:
+    title = f"cluster {loaded.name}: dump queue {queue}"
+    with recorded(loaded), Progress(title, ["Dump"], stderr) as progress:
         progress.start("Dump")
         taken = queuedump.dump(loaded, queue, file, progress.doing)
     if as_json:
@@ -69,9 +71,11 @@ def load_file(
       clusterkit queue load cpu.jsonl --queue io
     """
     from clusterkit.ops import queuedump
+    from clusterkit.ops.lock import recorded
 
     loaded = brought_up(cluster)
-    with Progress(f"cluster {loaded.name}: load {file}", ["Load"], stderr) as progress:
+    title = f"cluster {loaded.name}: load {file}"
+    with recorded(loaded), Progress(title, ["Load"], stderr) as progress:
         progress.start("Load")
         done = queuedump.load(loaded, file, queue, progress.doing, force=force)
     if as_json:
