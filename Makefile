@@ -19,12 +19,14 @@
 #   YES       1: do not ask (cluster-destroy, dlq-drop)                                    []
 #   JSON      1: print JSON instead of tables (cluster-up, -status, -check, -audit, flower, bench) []
 #   FILE      a file (cluster-backup, -restore; queue-dump, -load)                         []
-#   ID        dead letters, as make dlq-list names them, or beginnings (dlq-*)             []
+#   ID        dead letters, as make dlq-list names them, or beginnings (dlq-show, -replay, -drop) []
+#   TO        a queue to put letters into, not where they came from (dlq-replay)           []
 #   QUEUE     a queue (queue-dump; queue-load: another one; dlq-*: letters from it)        []
 #   REASON    why letters died: rejected, delivery-limit, expired or full (dlq-*)          []
 #   ALL       1: all dead letters (dlq-replay, -drop)                                      []
 #   REDACT    1: hide arguments and results (dlq-list, -show)                              []
-#   FORCE     1: replace what is there (cluster-restore); replay all the same (dlq-replay) []
+#   FORCE     1: replace what is there (cluster-restore); replay all the same (dlq-replay); load a file
+#             that breaks off (queue-load)                                                   []
 #   KEEP      1: the inventory that is there counts, not the backup's (cluster-restore)     []
 #   PASSWORD_FILE  a file with a backup's password; else it is asked for (cluster-backup, -restore)
 #   TASK      a task, such as tasks.compute.fibonacci (submit, cluster-tune; dlq-*: letters of it) []
@@ -76,7 +78,7 @@ export CLUSTER PYTHON YES LAB COMMAND
 MAKEFLAGS += --no-print-directory
 
 clusterkit := .venv/bin/clusterkit
-letters = $(ID) $(if $(TASK),--task $(TASK)) $(if $(QUEUE),--queue $(QUEUE)) $(if $(REASON),--reason $(REASON))
+letters = $(if $(TASK),--task $(TASK)) $(if $(QUEUE),--queue $(QUEUE)) $(if $(REASON),--reason $(REASON))
 password := $(if $(PASSWORD_FILE),--password-file $(PASSWORD_FILE))
 json := $(if $(filter 1,$(JSON)),--json)
 rollout = $(if $(CANARY),--canary $(CANARY)) $(if $(SERIAL),--serial $(SERIAL)) $(if $(filter 1,$(ALLOW_MISSING)),--allow-missing)
@@ -163,17 +165,17 @@ dlq-list: .venv/.ready ## dead letters: when, from where, why, which task [TASK=
 dlq-show: .venv/.ready ## all of one [ID= REDACT=1]
 	@$(clusterkit) dlq show $(ID) $(if $(filter 1,$(REDACT)),--redact) $(json)
 
-dlq-replay: .venv/.ready ## back into their queues [ID= TASK= QUEUE= REASON= ALL=1 FORCE=1]
-	@$(clusterkit) dlq replay $(letters) $(if $(filter 1,$(ALL)),--all) $(if $(filter 1,$(FORCE)),--force) $(json)
+dlq-replay: .venv/.ready ## back into their queues, or into another [ID= TASK= QUEUE= REASON= ALL=1 TO= FORCE=1]
+	@$(clusterkit) dlq replay $(ID) $(letters) $(if $(filter 1,$(ALL)),--all) $(if $(TO),--to $(TO)) $(if $(filter 1,$(FORCE)),--force) $(json)
 
 dlq-drop: .venv/.ready ## out of the cluster, into a file; asks, unless YES=1 [ID= TASK= QUEUE= REASON= ALL=1]
-	@$(clusterkit) dlq drop $(letters) $(if $(filter 1,$(ALL)),--all) $(json)
+	@$(clusterkit) dlq drop $(ID) $(letters) $(if $(filter 1,$(ALL)),--all) $(json)
 
 queue-dump: .venv/.ready ## drain a queue into a file [QUEUE= FILE=]
 	@$(clusterkit) queue dump $(QUEUE) $(FILE) $(json)
 
-queue-load: .venv/.ready ## put a file's messages back, or into another queue [FILE= QUEUE=]
-	@$(clusterkit) queue load $(FILE) $(if $(QUEUE),--queue $(QUEUE)) $(json)
+queue-load: .venv/.ready ## put a file's messages back, or into another queue [FILE= QUEUE= FORCE=1]
+	@$(clusterkit) queue load $(FILE) $(if $(QUEUE),--queue $(QUEUE)) $(if $(filter 1,$(FORCE)),--force) $(json)
 
 ##@ Hosts
 broker-restart: .venv/.ready ## restart the brokers one after the other, each when the others can do without it [HOST=]

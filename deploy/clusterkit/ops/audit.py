@@ -121,7 +121,7 @@ def path(cluster: Cluster) -> Path:
 
 
 def write(cluster: Cluster, entry: Entry) -> None:
-    """Add a line to the record; called with the lock held, so never two at once."""
+    """Add a line to the record, in one write at its end: commands without the lock may do so at once."""
     descriptor = os.open(path(cluster), os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     with os.fdopen(descriptor, "a", encoding="utf-8") as file:
         file.write(json.dumps(entry.to_json()) + "\n")

@@ -1,7 +1,8 @@
 """A cluster in one encrypted file: inventory, secrets, certificates, definitions, schedule; and back.
 
 Messages and results are not part of it: they are the brokers' and the stores' own to keep. Nothing of it is
-ever on a disk unencrypted, but where it belongs.
+ever on a disk unencrypted, but where it belongs; the inventory also, while a restore checks it, below
+`.cluster` in a directory that only its owner can enter.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import base64
 import io
 import json
-import os
+import shutil
 import tempfile
 import time
 from dataclasses import asdict, dataclass, field
@@ -47,6 +48,8 @@ FORMAT: Final = "clusterkit backup 1"
 _SECRETS, _PKI = "secrets.yml", "pki"
 #: Seconds the result store may take to answer.
 _STORE_TIMEOUT: Final = 5.0
+#: The part of a file's mode that is kept, and what a file has without one: it may hold a password.
+_PERMISSIONS, _PRIVATE = 0o777, 0o600
 
 Files = dict[str, bytes]
 
@@ -61,6 +64,8 @@ class Backup:
     state: Files = field(repr=False)
     definitions: dict[str, Any] = field(repr=False)
     schedule: tuple[Entry, ...]
+    modes: dict[str, int] = field(default_factory=dict)
+    """Permissions of the inventory's files; a backup made before they were kept has none."""
 
     def to_bytes(self) -> bytes:
         """Return it as it is encrypted."""
@@ -73,6 +78,7 @@ class Backup:
                 "state": _encoded(self.state),
                 "definitions": self.definitions,
                 "schedule": [asdict(entry) for entry in self.schedule],
+                "modes": self.modes,
             }
         ).encode()
 
@@ -93,6 +99,7 @@ class Backup:
                 state=_decoded(content["state"]),
                 definitions=content["definitions"],
                 schedule=tuple(Entry(**entry) for entry in content["schedule"]),
+                modes={name: int(mode) for name, mode in content.get("modes", {}).items()},
             )
         except (ValueError, KeyError, TypeError) as error:
             raise BadInputError(
@@ -140,13 +147,15 @@ def make(cluster: Cluster, path: Path, vault: Vault, console: Console) -> Backup
         with _Store(cluster) as store:
             entries = tuple(schedule.read(store))
         progress.start("Files")
+        files = _files(cluster.directory)
         backup = Backup(
             cluster.name,
             datetime.now(UTC),
-            _files(cluster.directory),
+            files,
             _state_files(cluster.state_dir),
             found,
             entries,
+            {name: (cluster.directory / name).stat().st_mode & _PERMISSIONS for name in files},
         )
         progress.start("Encrypt")
         encrypted = vault.encrypt(backup.to_bytes())
@@ -193,9 +202,11 @@ def loaded(backup: Backup, root: Path) -> Cluster:
     Raises:
         InventoryError: it is wrong, or this version of the kit does not take it.
     """
-    with tempfile.TemporaryDirectory(prefix="clusterkit-") as scratch:
+    state = root / ".cluster"
+    state.mkdir(mode=0o700, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="restore-", dir=state) as scratch:
         directory = Path(scratch) / backup.cluster
-        _write_files(backup.inventory, directory)
+        _write_inventory(backup, directory)
         return inventory.load(directory, root)
 
 
@@ -244,9 +255,10 @@ def put_in_place(backup: Backup, cluster: Cluster, directory: Path, *, keep_inve
             aside = state_dir / time.strftime("replaced-%Y%m%d-%H%M%S", time.gmtime())
             aside.mkdir(mode=0o700)
             for path in found:
-                os.rename(path, aside / ("inventory" if path == directory else path.name))  # noqa: PTH104
+                # The inventory may be on another file system than the state.
+                shutil.move(path, aside / ("inventory" if path == directory else path.name))
         if not keep_inventory:
-            _write_files(backup.inventory, directory)
+            _write_inventory(backup, directory)
         if not _is_same_cluster(backup, state_dir):
             # The secrets last: with them in place, a rerun takes all of it for restored.
             for name in sorted(backup.state, key=_SECRETS.__eq__):
@@ -301,11 +313,12 @@ def _state_files(state_dir: Path) -> Files:
     return found
 
 
-def _write_files(files: Files, directory: Path) -> None:
-    for name, content in files.items():
+def _write_inventory(backup: Backup, directory: Path) -> None:
+    for name, content in backup.inventory.items():
         path = directory / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
+        write_private(path, content)
+        path.chmod(backup.modes.get(name, _PRIVATE))
 
 
 class _Store:

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Final
 
 import redis.exceptions
 
-from clusterkit.ops.letters import Letter, Selection
+from clusterkit.ops.letters import DEATHS, Letter, Selection
 from clusterkit.ops.messaging import (
     Message,
     Publisher,
     Reader,
+    check_queue,
     connected,
     interruptible,
     wait_for_others,
@@ -26,10 +27,15 @@ from clusterkit.ops.queuefiles import Writer
 from clusterkit.ops.topology import DEAD_LETTERS
 from clusterkit.runtime import rejections, results
 from clusterkit.runtime.clusterfile import ClusterFile
-from clusterkit.runtime.errors import InterruptedByUserError, UnknownTaskError
+from clusterkit.runtime.errors import (
+    BadInputError,
+    ClusterUnreachableError,
+    InterruptedByUserError,
+    UnknownTaskError,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator
     from pathlib import Path
 
     from clusterkit.ops.model import Cluster
@@ -57,7 +63,7 @@ class Survey:
     names: frozenset[str] = frozenset()
     """The names that the selection's beginnings of names mean."""
     held_back: Counter[str] = field(default_factory=Counter)
-    """Why some of those meant are not replayed unless forced: reason -> letters."""
+    """Why some of those meant are not replayed: reason -> letters."""
 
 
 def letters(cluster: Cluster, selection: Selection, warn: Report) -> Iterator[tuple[int, Letter]]:
@@ -96,13 +102,49 @@ def _with_reasons(cluster: Cluster, found: Iterator[Letter], warn: Report) -> It
         store.close()
 
 
-def survey(cluster: Cluster, selection: Selection, report: Report) -> Survey:
-    """Look through all dead letters for those that are meant.
+@dataclass(frozen=True)
+class Destination:
+    """Where a replay puts letters: into the queue ``to``, or ("") each into the one it came from.
+
+    ``force``: also those that no worker could run.
+    """
+
+    tasks: Collection[str]
+    """Those of the deployed release."""
+    queues: Collection[str]
+    """Those of the inventory, which worker nodes read."""
+    to: str = ""
+    force: bool = False
+
+    def queue(self, letter: Letter) -> str:
+        """Return the queue for ``letter``."""
+        return self.to or letter.queue
+
+    def holds_back(self, letter: Letter) -> str:
+        """Return why ``letter`` is not replayed, or nothing."""
+        if not self.queue(letter):
+            return "does not say which queue it comes from: --to QUEUE"
+        # Where a letter died is what its sender may have written; --to is what a person did.
+        if not self.to and letter.queue not in self.queues:
+            return f"queue {letter.queue} is not in the inventory: --to QUEUE"
+        if self.force:
+            return ""
+        if not letter.task:
+            return "names no task: a worker would reject it again"
+        if letter.task not in self.tasks and not letter.task.startswith("celery."):
+            return f"the deployed release has no task {letter.task!r}"
+        return "its `expires` has passed: a worker would discard it" if letter.has_expired else ""
+
+
+def survey(
+    cluster: Cluster, selection: Selection, report: Report, destination: Destination | None = None
+) -> Survey:
+    """Look through all dead letters for those that are meant, and that ``destination`` holds back.
 
     Raises:
         BadInputError: a name means no letter, or several; or somebody else is reading them.
+        ClusterUnreachableError: the broker does not answer, or stopped sending.
     """
-    known = ClusterFile.load(cluster.state_dir / "operator.json").tasks
     with connected(cluster) as connection:
         wait_for_others(connection, DEAD_LETTERS)
         with Reader(connection, DEAD_LETTERS) as reader:
@@ -116,20 +158,11 @@ def survey(cluster: Cluster, selection: Selection, report: Report) -> Survey:
                 if selection.names:
                     names.add(letter.name)
                 found.meant += 1
-                if reason := _not_to_replay(letter, known):
+                if destination and (reason := destination.holds_back(letter)):
                     found.held_back[reason] += 1
     selection.check(names)
     found.names = selection.exact(names)
     return found
-
-
-def _not_to_replay(letter: Letter, known: dict[str, str | None]) -> str:
-    """Return why replaying ``letter`` would be of no use, or nothing."""
-    if not letter.task:
-        return "names no task: a worker would reject it again"
-    if letter.task not in known and not letter.task.startswith("celery."):
-        return f"the deployed release has no task {letter.task!r}"
-    return "its `expires` has passed: a worker would discard it" if letter.has_expired else ""
 
 
 @dataclass
@@ -152,27 +185,27 @@ def replay(
 
     A letter is removed when the broker has confirmed the message, so it is never in neither place; ended by
     force in between, one is in both. What no worker could run is left, unless ``force``: then an unknown
-    task is queued as it is, and an expired one without its ``expires``.
+    task is queued as it is, and an expired one without its ``expires``. What says no queue of the inventory
+    is left unless there is ``to``.
 
     Raises:
-        UnknownTaskError: none of those meant can be run; nothing was replayed.
-        PublishTimeoutError, BadInputError: a queue is full or not there, or publishers are held back; the
-            letters not yet replayed stay.
+        UnknownTaskError: there are letters that are meant, and all of them were left.
+        ClusterUnreachableError, PublishTimeoutError, BadInputError: the broker went away, a queue is full or
+            not there, publishers are held back, or somebody else is reading; the letters not yet replayed
+            stay.
         InterruptedByUserError: likewise.
     """
-    found = survey(cluster, selection, report)
-    left = found.held_back.total()
-    if not force and found.meant and left == found.meant:
-        raise UnknownTaskError(
-            f"{left} dead letters not replayed: {_told(found.held_back)}",
-            next_step="release what has the task first; --force queues them all the same, without `expires`",
-        )
-    known = ClusterFile.load(cluster.state_dir / "operator.json").tasks
+    tasks = ClusterFile.load(cluster.state_dir / "operator.json").tasks
+    destination = Destination(tasks, cluster.queues, to, force)
+    found = survey(cluster, selection, report, destination)
+    if found.meant and found.meant == found.held_back.total():
+        raise _all_left(found.held_back)
     done = Replayed()
     with connected(cluster) as connection, connected(cluster) as publishing:
         publisher = Publisher(publishing, cluster)
         if to:
-            publisher.check(to)
+            check_queue(publishing, to)
+        wait_for_others(connection, DEAD_LETTERS)
         with Reader(connection, DEAD_LETTERS) as reader, interruptible() as interrupted:
             for letter in map(Letter.of, reader.messages(reader.ready)):
                 if interrupted():
@@ -182,22 +215,26 @@ def replay(
                     )
                 if not _meant(letter, selection, found):
                     continue
-                if not force and (reason := _not_to_replay(letter, known)):
+                if reason := destination.holds_back(letter):
                     done.left[reason] += 1
                     continue
-                queue = to or letter.queue
-                if not queue:
-                    done.left["does not say which queue it comes from: --to QUEUE"] += 1
-                    continue
+                queue = destination.queue(letter)
                 publisher.publish(_as_it_was(letter), queue)
                 reader.remove(letter.message)
                 done.queues[queue] += 1
                 report(f"{done.number} of {found.meant} replayed")
+    if done.left and not done.queues:
+        raise _all_left(done.left)
     return done
 
 
-def _told(reasons: Counter[str]) -> str:
-    return "; ".join(f"{count} x {reason}" for reason, count in reasons.most_common())
+def _all_left(reasons: Counter[str]) -> UnknownTaskError:
+    told = "; ".join(f"{count} x {reason}" for reason, count in reasons.most_common())
+    return UnknownTaskError(
+        f"{reasons.total()} dead letters not replayed: {told}",
+        next_step="a release that has the task, or --to QUEUE; --force queues what has no such task or has"
+        " expired all the same, without `expires`",
+    )
 
 
 def _meant(letter: Letter, selection: Selection, found: Survey) -> bool:
@@ -206,9 +243,8 @@ def _meant(letter: Letter, selection: Selection, found: Survey) -> bool:
 
 def _as_it_was(letter: Letter) -> Message:
     message = letter.message.without_deaths()
-    if letter.has_expired:
-        message = replace(message, headers={**message.headers, "expires": None})
-    return message
+    marks = {DEATHS: letter.times} | ({"expires": None} if letter.has_expired else {})
+    return replace(message, headers=message.headers | marks)
 
 
 def drop(cluster: Cluster, selection: Selection, found: Survey, path: Path, report: Report) -> int:
@@ -217,26 +253,45 @@ def drop(cluster: Cluster, selection: Selection, found: Survey, path: Path, repo
     ``found`` is from a survey by the same selection. They can be had back with `clusterkit queue load`.
 
     Raises:
-        BadInputError: the file is there already, or cannot be written; nothing was dropped.
+        BadInputError: the file is there already, or cannot be written; or somebody else is reading them.
+        ClusterUnreachableError: the broker went away; the file has what was dropped, and breaks off.
+        InterruptedByUserError: the file is complete for what was dropped; the others stay.
     """
     dropped = 0
     written: list[Message] = []
-    with (
-        connected(cluster) as connection,
-        Reader(connection, DEAD_LETTERS) as reader,
-        Writer(path, cluster.name, DEAD_LETTERS) as file,
-    ):
-        for letter in map(Letter.of, reader.messages(reader.ready)):
-            if _meant(letter, selection, found):
-                file.add(letter.message)
-                written.append(letter.message)
-                dropped += 1
-            if len(written) >= _SYNC_EVERY:
+    try:
+        with connected(cluster) as connection:
+            wait_for_others(connection, DEAD_LETTERS)
+            with (
+                Writer(path, cluster.name, DEAD_LETTERS) as file,
+                Reader(connection, DEAD_LETTERS) as reader,
+                interruptible() as interrupted,
+            ):
+                for letter in map(Letter.of, reader.messages(reader.ready)):
+                    if interrupted():
+                        break
+                    if _meant(letter, selection, found):
+                        file.add(letter.message)
+                        written.append(letter.message)
+                        dropped += 1
+                    if len(written) >= _SYNC_EVERY:
+                        _remove(reader, file, written)
+                        report(f"{dropped} of {found.meant} dropped")
+                    if dropped == found.meant:
+                        break  # what died since was not asked about
                 _remove(reader, file, written)
-                report(f"{dropped} of {found.meant} dropped")
-            if dropped == found.meant:
-                break  # what died since was not asked about
-        _remove(reader, file, written)
+    except (BadInputError, ClusterUnreachableError) as error:
+        if not dropped:
+            raise
+        raise type(error)(
+            f"{error}; {path} has up to {dropped} letters, the last of which may be dead letters still",
+            next_step=error.next_step,
+        ) from error
+    if interrupted() and dropped < found.meant:
+        raise InterruptedByUserError(
+            f"{dropped} of {found.meant} dead letters are dropped, they are in {path}; the others stay",
+            next_step=f"the same command drops those, too; back with: clusterkit queue load {path}",
+        )
     return dropped
 
 

@@ -186,6 +186,9 @@ def replay(
     A letter is removed when the broker has confirmed its message. When this command is ended by force, the
     letter it was at may be in both places: the task then runs twice.
 
+    Letters that cannot be replayed stay and are named. The exit code is 10 when there are only such ones, 0
+    when at least one was replayed, or none is meant.
+
     \b
     Examples:
       clusterkit dlq replay 1adc7e9e
@@ -193,10 +196,12 @@ def replay(
       clusterkit dlq replay --all --to default
     """
     from clusterkit.ops import deadletters
+    from clusterkit.ops.lock import recorded
 
     selection = _selected(names, task, queue, reason, every=every)
     loaded = brought_up(cluster)
-    with Progress(f"cluster {loaded.name}: replay dead letters", ["Replay"], stderr) as progress:
+    title = f"cluster {loaded.name}: replay dead letters"
+    with recorded(loaded), Progress(title, ["Replay"], stderr) as progress:
         progress.start("Replay")
         done = deadletters.replay(loaded, selection, to=to, force=force, report=progress.doing)
     if as_json:
@@ -234,6 +239,7 @@ def drop(
       clusterkit queue load .cluster/local/dropped/20260102-030405.jsonl   # back among the dead letters
     """
     from clusterkit.ops import deadletters
+    from clusterkit.ops.lock import recorded
 
     selection = _selected(names, task, queue, reason, every=every)
     loaded = brought_up(cluster)
@@ -243,7 +249,8 @@ def drop(
     path = loaded.state_dir / "dropped" / f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}.jsonl"
     dropped = 0
     if found.meant:
-        with Progress(f"cluster {loaded.name}: drop dead letters", ["Drop"], stderr) as progress:
+        title = f"cluster {loaded.name}: drop dead letters"
+        with recorded(loaded), Progress(title, ["Drop"], stderr) as progress:
             progress.start("Drop")
             dropped = deadletters.drop(loaded, selection, found, path, progress.doing)
     if as_json:
@@ -264,7 +271,7 @@ def _confirm_drop(cluster: Cluster, found: Survey, *, yes: bool) -> None:
     question = f"Drop {found.meant} of {found.total} dead letters of cluster {cluster.name!r}?"
     if not sys.stdin.isatty():
         raise BadInputError(question, next_step="YES=1 make dlq-drop, or --yes")
-    if not typer.confirm(question):
+    if not typer.confirm(question, err=True):
         raise InterruptedByUserError("nothing was dropped")
 
 

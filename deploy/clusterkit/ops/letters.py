@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 _SHORT: Final = 12
 #: What stands in the place of what is not shown.
 HIDDEN: Final = "(hidden)"
+#: How often a message had died before it was replayed: a replay leaves out what RabbitMQ says of that. As any
+#: header that is not Celery's, a worker shows it in `request.headers` and keeps it in a retry.
+DEATHS: Final = "clusterkit-deaths"
 #: Headers that quote a task's arguments.
 _QUOTING: Final = ("argsrepr", "kwargsrepr")
 _BODY_PARTS: Final = 3
@@ -73,7 +76,7 @@ class Letter:
     reason: Reason
     died: datetime | None
     times: int
-    """How often it died, this time included; more than once after a replay in which it kept its headers."""
+    """How often it died: this time, and before each replay."""
     arguments: str
     expires: datetime | None
     """When the task is not to be run any more."""
@@ -105,7 +108,7 @@ class Letter:
             queue=_text(death.get("queue")),
             reason=_OF_BROKER.get(_text(death.get("reason")), Reason.UNKNOWN),
             died=_moment(death.get("time")),
-            times=count if isinstance(count := death.get("count"), int) else 1,
+            times=_number(death.get("count"), 1) + _number(headers.get(DEATHS), 0),
             arguments=_arguments(payload, decoded.body),
             expires=_moment(headers.get("expires", old.get("expires"))),
         )
@@ -202,6 +205,10 @@ def _last_death(headers: dict[str, Any]) -> dict[str, Any]:
 
 def _text(value: Any) -> str:
     return "" if value is None else value if isinstance(value, str) else str(_plain(value))
+
+
+def _number(value: Any, default: int) -> int:
+    return value if isinstance(value, int) else default
 
 
 def _moment(value: Any) -> datetime | None:

@@ -1,5 +1,7 @@
 """One changing command at a time on a cluster, and a line of each in its record.
 
+Commands that only move messages leave a line as well, at any time.
+
 The lock is the kernel's (flock): it is gone with the process that held it, however that ended, so there is
 never a stale one to remove. What the file holds says who has it.
 """
@@ -51,23 +53,42 @@ def alone(cluster: Cluster) -> Iterator[Entry]:
         except BlockingIOError:
             raise _taken(cluster, _read(file)) from None
         _record_killed(cluster, _read(file))
-        entry = Entry(
-            since=datetime.now().astimezone().isoformat(timespec="seconds"),
-            who=audit.person(),
-            pid=os.getpid(),
-            command=audit.without_secrets(sys.argv[1:]),
-        )
+        entry = _this_command()
         _write(file, json.dumps(entry.to_json()))
         try:
             with _recorded(cluster, entry):
-                yield entry
+                token = _entry.set(entry)
+                try:
+                    yield entry
+                finally:
+                    _entry.reset(token)
         finally:
             _write(file, "")  # whatever is still there when the lock is free, its command was killed
 
 
 @contextlib.contextmanager
+def recorded(cluster: Cluster) -> Iterator[None]:
+    """Leave a line in the record of a command that moves messages, without keeping others from the cluster.
+
+    Messages have to be moved just when a release or a drain goes on for hours, and neither has to wait for a
+    dump. A command that is killed leaves no line: nobody else looks after one without the lock.
+    """
+    with _recorded(cluster, _this_command()):
+        yield
+
+
+def _this_command() -> Entry:
+    return Entry(
+        since=datetime.now().astimezone().isoformat(timespec="seconds"),
+        who=audit.person(),
+        pid=os.getpid(),
+        command=audit.without_secrets(sys.argv[1:]),
+    )
+
+
+@contextlib.contextmanager
 def _recorded(cluster: Cluster, entry: Entry) -> Iterator[None]:
-    began, token = time.monotonic(), _entry.set(entry)
+    began = time.monotonic()
     try:
         yield
     except BaseException as error:
@@ -76,7 +97,6 @@ def _recorded(cluster: Cluster, entry: Entry) -> Iterator[None]:
     else:
         entry.end(None, time.monotonic() - began)
     finally:
-        _entry.reset(token)
         audit.write(cluster, entry)
 
 

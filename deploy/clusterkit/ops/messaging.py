@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 MOST_HELD: Final = 65_535
 #: Seconds to connect, and for the broker to confirm a message.
 _CONNECT_TIMEOUT, CONFIRM_TIMEOUT = 5.0, 15.0
-#: Seconds without a message after which no more is expected of a queue that should have some.
+#: Seconds without a message of a queue that should have some, after which the broker is not waited for.
 _SILENCE: Final = 5.0
 #: Seconds another reader is waited for.
 _PATIENCE: Final = 10.0
@@ -125,12 +125,14 @@ def connected(cluster: Cluster) -> Iterator[Connection]:
 class Reader:
     """Reads a queue from its oldest message on, keeping what it read until ``remove`` or its end.
 
-    ``window`` is how many messages it may hold unremoved. ``ready`` is how many there were at the start.
+    ``window`` is how many messages it may hold unremoved; with so many it gets no more. ``ready`` is how
+    many there were at the start.
     """
 
     def __init__(self, connection: Connection, queue: str, window: int = MOST_HELD) -> None:
         self._connection, self._queue, self._window = connection, queue, window
         self._received: deque[amqp.Message] = deque()
+        self._held: set[int] = set()
         self._channel: Any = None
         self.ready = 0
 
@@ -161,11 +163,21 @@ class Reader:
         self._received.append(message)
 
     def messages(self, number: int) -> Iterator[Message]:
-        """Yield the next ``number`` messages, fewer when somebody else takes some."""
-        for _ in range(number):
+        """Yield the next ``number`` messages; fewer when it holds all that it may.
+
+        Raises:
+            ClusterUnreachableError: the broker stopped sending; a queue that elects a leader does.
+        """
+        for count in range(number):
+            if len(self._held) >= self._window:
+                return
             message = self.next(_SILENCE)
             if message is None:
-                return
+                raise ClusterUnreachableError(
+                    f"the broker sent {count} of {number} messages of queue {self._queue}, then none for"
+                    f" {_SILENCE:g} s; what was done with those stays done",
+                    next_step="the same command again goes on; make cluster-status says how the broker is",
+                )
             yield message
 
     def next(self, seconds: float) -> Message | None:
@@ -176,11 +188,14 @@ class Reader:
                 self._connection.drain_events(timeout=max(give_up_at - time.monotonic(), 0.01))
             except TimeoutError:
                 return None
-        return Message.received(self._received.popleft())
+        message = Message.received(self._received.popleft())
+        self._held.add(message.tag)
+        return message
 
     def remove(self, message: Message, *, all_before: bool = False) -> None:
         """Take a message that was read out of the queue, and ``all_before`` it, too."""
         self._channel.basic_ack(message.tag, multiple=all_before)
+        self._held -= {tag for tag in self._held if tag <= message.tag} if all_before else {message.tag}
 
     def left(self) -> int:
         """Return how many messages wait in the queue that no one holds."""
@@ -209,6 +224,16 @@ def interruptible() -> Iterator[Callable[[], bool]]:
         yield lambda: pressed
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def check_queue(connection: Connection, queue: str) -> None:
+    """Make sure that there is a queue of this name.
+
+    Raises:
+        BadInputError: there is not.
+    """
+    with _there(queue), connection.channel() as channel:
+        channel.queue_declare(queue, passive=True)
 
 
 def wait_for_others(connection: Connection, queue: str) -> None:
@@ -244,15 +269,6 @@ class Publisher:
     def __init__(self, connection: Connection, cluster: Cluster) -> None:
         self._channel: Any = connection.channel()
         self._queues = cluster.queues
-
-    def check(self, queue: str) -> None:
-        """Make sure that there is a queue of this name.
-
-        Raises:
-            BadInputError: there is not.
-        """
-        with _there(queue), self._channel.connection.channel() as channel:
-            channel.queue_declare(queue, passive=True)
 
     def publish(self, message: Message, queue: str) -> None:
         """Put ``message`` into ``queue``. After an error the publisher is of no use any more.

@@ -34,9 +34,11 @@ def dump(
       clusterkit queue dump celery.dead dead.jsonl
     """
     from clusterkit.ops import queuedump
+    from clusterkit.ops.lock import recorded
 
     loaded = brought_up(cluster)
-    with Progress(f"cluster {loaded.name}: dump queue {queue}", ["Dump"], stderr) as progress:
+    title = f"cluster {loaded.name}: dump queue {queue}"
+    with recorded(loaded), Progress(title, ["Dump"], stderr) as progress:
         progress.start("Dump")
         taken = queuedump.dump(loaded, queue, file, progress.doing)
     if as_json:
@@ -53,13 +55,15 @@ def dump(
 def load_file(
     file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="A file that dump or drop made.")],
     queue: Annotated[str, typer.Option("--queue", help="Default: where the messages came from.")] = "",
+    force: Annotated[bool, typer.Option("--force", help="Also a file that breaks off.")] = False,
     cluster: ClusterName = DEFAULT_CLUSTER,
     as_json: Json = False,
 ) -> None:
     """Put the messages of a file into a queue, each confirmed by the broker; the file is checked first.
 
     How far it came is kept in FILE.loaded: the same command, run again, goes on there. The message that was
-    under way when it was ended by force may be sent twice.
+    under way when it was ended by force may be sent twice. A file that breaks off is refused: what wrote it
+    was ended by force, and its last messages may have stayed in their queue.
 
     \b
     Examples:
@@ -67,11 +71,13 @@ def load_file(
       clusterkit queue load cpu.jsonl --queue io
     """
     from clusterkit.ops import queuedump
+    from clusterkit.ops.lock import recorded
 
     loaded = brought_up(cluster)
-    with Progress(f"cluster {loaded.name}: load {file}", ["Load"], stderr) as progress:
+    title = f"cluster {loaded.name}: load {file}"
+    with recorded(loaded), Progress(title, ["Load"], stderr) as progress:
         progress.start("Load")
-        done = queuedump.load(loaded, file, queue, progress.doing)
+        done = queuedump.load(loaded, file, queue, progress.doing, force=force)
     if as_json:
         print_json(
             {"queue": done.queue, "file": str(file), "messages": done.now, "before": done.before}
@@ -80,10 +86,3 @@ def load_file(
         return
     earlier = f", {done.before} had been before" if done.before else ""
     stdout.print(f"{done.now} messages put into queue {done.queue}{earlier}", highlight=False, soft_wrap=True)
-    if not done.complete:
-        stdout.print(
-            f"[yellow]note[/]  the dump was ended before it was through: its last messages may have stayed in"
-            f" queue {done.queue}, too",
-            highlight=False,
-            soft_wrap=True,
-        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Self
 
 from clusterkit.ops import queuefiles
-from clusterkit.ops.messaging import Publisher, Reader, connected, interruptible
+from clusterkit.ops.messaging import Publisher, Reader, check_queue, connected, interruptible
 from clusterkit.ops.queuefiles import Writer, writing
 from clusterkit.ops.topology import DEAD_LETTERS
 from clusterkit.runtime.errors import BadInputError, InterruptedByUserError
@@ -48,11 +49,16 @@ def dump(cluster: Cluster, queue: str, path: Path, report: Report) -> int:
             f"{queue!r} is Celery's own: its messages are on their way to another queue",
             next_step="make cluster-status lists the queues",
         )
-    with connected(cluster) as connection, Reader(connection, queue, window=2 * _BATCH) as reader:
-        with Writer(path, cluster.name, queue) as file, interruptible() as interrupted:
+    with connected(cluster) as connection:
+        check_queue(connection, queue)
+        # The file first: a message that is taken and returned has used up one of its deliveries.
+        with (
+            Writer(path, cluster.name, queue) as file,
+            Reader(connection, queue, window=2 * _BATCH) as reader,
+            interruptible() as interrupted,
+        ):
             taken = _drain(reader, file, interrupted, report)
-        stopped = interrupted()
-    if stopped:
+    if interrupted():
         raise InterruptedByUserError(
             f"{taken} messages are in {path}, the others in queue {queue}",
             next_step="the rest goes to another file",
@@ -94,7 +100,7 @@ class Loaded:
     """Whether the file had its last line; without it, its last messages may be in their queue, too."""
 
 
-def load(cluster: Cluster, path: Path, queue: str, report: Report) -> Loaded:
+def load(cluster: Cluster, path: Path, queue: str, report: Report, *, force: bool = False) -> Loaded:
     """Put the messages of the file ``path`` into ``queue`` ("": where they came from), each confirmed.
 
     How far it came is kept beside the file, so that the same load, run again, goes on there. Not known to
@@ -102,18 +108,24 @@ def load(cluster: Cluster, path: Path, queue: str, report: Report) -> Loaded:
     moment before: these are then sent twice.
 
     Raises:
-        BadInputError: the file is damaged (nothing was sent), there is no such queue, or all of the file
-            was loaded already.
+        BadInputError: the file is damaged, or breaks off and there is no ``force`` (nothing was sent); there
+            is no such queue; all of the file was loaded already, or another command is loading it.
         PublishTimeoutError: the queue is full, or the broker holds publishers back.
         InterruptedByUserError: the rest is still to be loaded.
     """
     report("checking the file")
     summary = queuefiles.check(path)
+    if not (summary.complete or force):
+        raise BadInputError(
+            f"{path} breaks off: what wrote it was ended by force, and its last messages may have stayed in"
+            f" queue {summary.queue} of cluster {summary.cluster!r}, too",
+            next_step="look there; --force (FORCE=1) loads all of it, and what is in both then runs twice",
+        )
     queue = queue or summary.queue
     with connected(cluster) as connection:
         publisher = Publisher(connection, cluster)
-        publisher.check(queue)
-        with _Progress(path, queue) as progress, interruptible() as interrupted:
+        check_queue(connection, queue)
+        with _Progress(path, cluster.name, queue) as progress, interruptible() as interrupted:
             before = progress.confirmed
             if summary.messages and before >= summary.messages:
                 raise BadInputError(
@@ -135,10 +147,14 @@ def load(cluster: Cluster, path: Path, queue: str, report: Report) -> Loaded:
 
 
 class _Progress:
-    """How many messages of a file a queue has: one line in a file beside it, written after each."""
+    """How many messages of a file a cluster's queue has: one line in a file beside it, written after each.
 
-    def __init__(self, path: Path, queue: str) -> None:
-        self._what = {"queue": queue, "file": _head(path)}
+    The kernel's lock on that file (flock) keeps a second load out, which would send all of it once more.
+    """
+
+    def __init__(self, path: Path, cluster: str, queue: str) -> None:
+        self._file = path
+        self._what = {"cluster": cluster, "queue": queue, "file": _head(path)}
         self.path = path.with_name(f"{path.name}.loaded")
         self.confirmed = 0
         self._synced = 0.0
@@ -146,25 +162,44 @@ class _Progress:
     def __enter__(self) -> Self:
         with writing(self.path):
             self._handle = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600)
-        text = os.pread(self._handle, 10_000, 0)
-        if text:
             try:
-                kept = json.loads(text)
-                confirmed = int(kept.pop("confirmed"))
-            except (ValueError, KeyError, AttributeError):
-                kept, confirmed = None, 0
-            if kept != self._what:
+                self._lock()
+                self.confirmed = self._read()
+            except BaseException:
                 os.close(self._handle)
-                raise BadInputError(
-                    f"{self.path} tells of another load of this file",
-                    next_step=f"finish that one, or remove {self.path}: what it loaded is then loaded again",
-                )
-            self.confirmed = confirmed
+                raise
         return self
 
     def __exit__(self, *_: object) -> None:
-        os.fsync(self._handle)
-        os.close(self._handle)
+        try:
+            with writing(self.path):
+                os.fsync(self._handle)
+        finally:
+            os.close(self._handle)
+
+    def _lock(self) -> None:
+        try:
+            fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BadInputError(
+                f"another command is loading {self._file}", next_step="wait for it to end"
+            ) from None
+
+    def _read(self) -> int:
+        text = os.pread(self._handle, 10_000, 0)
+        if not text:
+            return 0
+        try:
+            kept = json.loads(text)
+            confirmed = int(kept.pop("confirmed"))
+        except (ValueError, KeyError, AttributeError):
+            kept, confirmed = None, 0
+        if kept != self._what:
+            raise BadInputError(
+                f"{self.path} tells of a load of this file into another cluster or queue",
+                next_step=f"finish that one, or remove {self.path}: what it loaded is then loaded again",
+            )
+        return confirmed
 
     def keep(self, confirmed: int) -> None:
         """Note that so many messages of the file are in the queue."""

@@ -69,10 +69,15 @@ class Writer:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is None:
-            self._write({_MESSAGES: self._count})
-            self.sync()
-        self._file.close()
+        try:
+            if kind is None:
+                self._write({_MESSAGES: self._count})
+                self.sync()
+        finally:
+            # What a full disk did not take is tried again here. The first error is the one to tell, and
+            # nothing counts as written that was not synced.
+            with contextlib.suppress(OSError):
+                self._file.close()
 
     def add(self, message: Message) -> None:
         """Write a message."""

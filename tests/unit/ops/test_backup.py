@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from clusterkit.ops.schedule import Entry
 from clusterkit.ops.vault import Vault
 from clusterkit.runtime.errors import BadInputError
 
+from .conftest import Inventory
+
 VAULT = Vault(typed="of the backup")
 BACKUP = backup.Backup(
     cluster="test",
@@ -21,6 +24,7 @@ BACKUP = backup.Backup(
     state={"secrets.yml": b"broker: {worker: secret}\n", "pki/pki.yml": b"ca: {}\n"},
     definitions={"queues": []},
     schedule=(Entry("nightly", {"definition": "{}"}, 12.5),),
+    modes={"hosts.yml": 0o644},
 )
 
 
@@ -65,6 +69,32 @@ def test_no_file_leaves_its_directory(name: str, file: Path) -> None:
     file.write_bytes(VAULT.encrypt(evil.to_bytes()))
     with pytest.raises(BadInputError, match="leads out of its directory"):
         backup.read(file, VAULT)
+
+
+def test_files_of_the_inventory_get_the_permissions_they_had_and_are_private_without(
+    inventory: Inventory, tmp_path: Path
+) -> None:
+    there, cluster = tmp_path / "elsewhere" / "test", inventory.load()
+    there.mkdir(parents=True)
+    (there / "hosts.yml").write_text("other")
+    aside = backup.put_in_place(BACKUP, cluster, there, keep_inventory=False)
+    assert aside
+    assert (aside / "inventory" / "hosts.yml").read_text() == "other"
+    modes = {name: (there / name).stat().st_mode & 0o777 for name in BACKUP.inventory}
+    assert modes == {"hosts.yml": 0o644, "group_vars/all.yml": 0o600}
+
+
+def test_an_inventory_is_checked_below_the_state_and_nothing_of_it_stays(inventory: Inventory) -> None:
+    files = backup._files(inventory.directory)
+    found = backup.loaded(backup.Backup(**{**vars(BACKUP), "inventory": files}), inventory.root)
+    assert found.directory.is_relative_to(inventory.root / ".cluster")
+    assert list((inventory.root / ".cluster").iterdir()) == []
+
+
+def test_a_backup_from_before_permissions_were_kept_is_read() -> None:
+    content = json.loads(BACKUP.to_bytes())
+    del content["modes"]
+    assert backup.Backup.from_bytes(json.dumps(content).encode(), Path("old")).modes == {}
 
 
 def test_what_is_there_and_other_than_in_the_backup_is_named(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from clusterkit.ops.letters import Letter, Reason, Selection
+from clusterkit.ops.letters import DEATHS, Letter, Reason, Selection
 from clusterkit.ops.messaging import Message
 from clusterkit.runtime.errors import BadInputError
 from clusterkit.runtime.rejections import Rejection
@@ -28,6 +28,11 @@ def test_a_letter_says_which_task_died_where_and_of_what() -> None:
     assert (found.name, found.task, found.queue) == ("1234-5678", "shop.ping", "cpu")
     assert (found.reason, found.times, found.died) == (Reason.REJECTED, 2, DIED.replace(tzinfo=UTC))
     assert found.arguments == '[1, "two"] {"a": 3}'
+
+
+@pytest.mark.parametrize(("before", "times"), [(1, 3), (4, 6), ("many", 2), (None, 2)])
+def test_deaths_before_a_replay_count_as_well(before: Any, times: int) -> None:
+    assert letter(**{DEATHS: before}).times == times
 
 
 def test_the_last_death_counts_where_the_broker_says_which_it_was() -> None:

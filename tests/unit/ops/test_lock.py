@@ -122,6 +122,21 @@ def test_a_command_made_of_others_is_one_line(cluster: Cluster) -> None:
     assert len(audit.entries(cluster, 10)) == 1
 
 
+def test_moving_messages_is_recorded_while_another_command_has_the_lock(
+    cluster: Cluster, inventory: Inventory
+) -> None:
+    process = holder(inventory.root)
+    try:
+        with pytest.raises(InterruptedByUserError), lock.recorded(cluster):
+            raise InterruptedByUserError("interrupted")
+        with lock.recorded(cluster), pytest.raises(PreflightError), lock.alone(cluster):
+            pass  # a line of the record is no lock
+    finally:
+        process.kill()
+        process.wait()
+    assert [entry.outcome for entry in audit.entries(cluster, 10)] == ["interrupted", "ok"]
+
+
 def test_the_record_outlives_the_clusters_state(cluster: Cluster) -> None:
     assert cluster.state_dir not in audit.path(cluster).parents
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
@@ -80,6 +82,34 @@ def test_other_files_are_refused(content: bytes, tmp_path: Path) -> None:
     path.write_bytes(content)
     with pytest.raises(BadInputError, match=r"no file of messages|no line of a file"):
         queuefiles.check(path)
+
+
+#: Writes messages to a file that can take 4 kB only, as a full disk.
+_FULL = """
+import resource, sys
+from pathlib import Path
+from clusterkit.ops.messaging import Message
+from clusterkit.ops.queuefiles import Writer
+from clusterkit.runtime.errors import BadInputError
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+try:
+    with Writer(Path(sys.argv[1]), "test", "cpu") as file:
+        for _ in range(int(sys.argv[2])):
+            file.add(Message(bytes(1000), {}, {}))
+except BadInputError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("messages", [3, 100])
+def test_a_full_disk_is_told_as_such_in_the_middle_and_at_the_end(messages: int, tmp_path: Path) -> None:
+    path = tmp_path / "dump"
+    done = subprocess.run(
+        [sys.executable, "-c", _FULL, str(path), str(messages)], capture_output=True, text=True, check=False
+    )
+    assert done.stdout == f"{path} cannot be written: File too large\n", done.stderr
+    assert queuefiles.check(path).messages == 2
+    assert not queuefiles.check(path).complete
 
 
 def test_what_the_broker_adds_is_not_published_again() -> None:
