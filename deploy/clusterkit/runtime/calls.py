@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import celery
 from billiard.exceptions import SoftTimeLimitExceeded
-from celery.exceptions import Ignore, WorkerShutdown, WorkerTerminate
+from celery.exceptions import WorkerShutdown, WorkerTerminate
 from celery.local import maybe_evaluate
 from kombu.utils import json as kombu_json
 
@@ -184,7 +184,7 @@ def _run(app: Celery, function: str, calls: list[Any], stop: bool) -> dict[str, 
                 values.append(target(*arguments["a"], **arguments["k"]))
             else:
                 values.append(target(*arguments))
-        except (SoftTimeLimitExceeded, Ignore, WorkerShutdown, WorkerTerminate):
+        except (SoftTimeLimitExceeded, WorkerShutdown, WorkerTerminate):
             raise
         except (Exception, SystemExit) as error:
             if isinstance(error, SystemExit) and error.code == TERMINATED:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from celery import Celery
+from celery.exceptions import Ignore, Reject, Retry
 
 from clusterkit.runtime import calls, configure
 from clusterkit.runtime.errors import BadInputError
@@ -114,6 +115,19 @@ def test_a_run_that_the_worker_ends_has_no_outcome_and_one_that_exits_by_itself_
     with pytest.raises(SystemExit):
         calls._run(app, "sys:exit", [[calls.TERMINATED]], stop=False)
     assert calls._run(app, "sys:exit", [[3]], stop=False)["errors"]["0"]["exc_message"] == [3]
+
+
+@pytest.mark.parametrize("error", [Ignore, Reject, Retry])
+def test_what_a_task_tells_its_worker_is_an_error_of_a_call(
+    error: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def raising() -> None:
+        raise error
+
+    monkeypatch.setattr(calls, "resolve", lambda *_: raising)
+    app = Celery("unit", set_as_current=False)
+    outcome = calls._run(app, "m:f", [[], []], stop=False)
+    assert [outcome["errors"][number]["exc_type"] for number in "01"] == [error.__name__] * 2
 
 
 def test_arguments_that_json_cannot_carry_are_refused() -> None:
