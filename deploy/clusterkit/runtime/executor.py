@@ -232,6 +232,14 @@ class _Work:
         with self.lock:
             return not any(len(batch) for batch in self.batches)
 
+    def close_if_idle(self) -> bool:
+        """Take no more calls if nothing waits to be sent; tell whether that is so."""
+        with self.lock:
+            if any(len(batch) for batch in self.batches):
+                return False
+            self.closed = True
+            return True
+
     def take_all(self) -> list[_Batch]:
         """Return all that waits, which is the caller's from now on."""
         with self.lock:
