@@ -63,17 +63,20 @@ class RemoteTraceback(Exception):  # noqa: N818 - as in concurrent.futures
 
 @dataclass(eq=False)
 class Chunk:
-    """Calls that travel in one message.
+    """``count`` calls that travel in one message; their arguments are JSON, as the task describes it.
 
     ``settle(values, errors)`` is called with their outcomes, the errors by the call's number. ``future`` is
     that of a chunk of one call, which can be cancelled until a worker has begun it (``claim``).
     """
 
     function: str
-    calls: list[Any]
+    calls: str
+    count: int
     settle: Callable[[list[Any], dict[int, BaseException]], None]
     stop: bool = False
     claim: bool = False
+    flat: bool = False
+    common: str = ""
     future: Any = None
     sent_at: float = 0.0
 
@@ -83,7 +86,7 @@ class Chunk:
 
     def failed(self, error: BaseException) -> Outcomes:
         """Return the outcomes of its calls when all have failed."""
-        return [None] * len(self.calls), dict.fromkeys(range(len(self.calls)), error)
+        return [None] * self.count, dict.fromkeys(range(self.count), error)
 
 
 class Work(Protocol):
@@ -255,13 +258,16 @@ class Dispatcher:
         if self._pipeline is None:
             deadline = self._app.conf.get("clusterkit_publish_deadline")
             self._pipeline = Pipeline(self._app, self, window=WINDOW, timeout=deadline)
-        args = (function, chunk.calls, self._channel, chunk.stop, chunk.claim)
-        try:
-            message = maker.message(next(self._numbers), task_id, args, {})
-        except Exception as error:  # noqa: BLE001 - arguments were changed since they were checked
-            del self._sent[task_id]
-            chunk.fail(error)
-            return
+        args = (
+            function,
+            chunk.calls,
+            self._channel,
+            chunk.stop,
+            chunk.claim,
+            chunk.flat,
+            chunk.common,
+        )
+        message = maker.message(next(self._numbers), task_id, args, {})
         if chunk.claim:
             chunk.future.revoke = lambda: self._revoke(task_id)
             if chunk.future.cancelled():  # just before

@@ -53,7 +53,7 @@ Told = list[tuple[list[Any], dict[int, BaseException]]]
 
 
 def chunk(calls: list[Any], told: Told) -> Chunk:
-    return Chunk("m:f", calls, lambda values, errors: told.append((values, errors)))
+    return Chunk("m:f", json.dumps(calls), len(calls), lambda values, errors: told.append((values, errors)))
 
 
 def outcome(task_id: str, values: list[Any]) -> bytes:

@@ -10,17 +10,17 @@ from celery import Celery
 from clusterkit.runtime import configure
 from clusterkit.runtime.bulk import Submission, submit_many
 from clusterkit.runtime.errors import BadInputError
-from clusterkit.runtime.executor import ClusterExecutor, _Mapped, _Work
+from clusterkit.runtime.executor import CallFuture, ClusterExecutor, _Calls, _Mapped, _Submitted, _Work
 
 
 def sizes(work: _Work, *, processes: int = 2) -> list[int]:
     chunks = iter(lambda: work.next_chunk(0, processes, 0.0), None)
-    return [len(chunk.calls) for chunk in itertools.islice(chunks, 10_000)]
+    return [chunk.count for chunk in itertools.islice(chunks, 10_000)]
 
 
 def work_with(calls: int, chunksize: int | None = None, seconds: float | None = None) -> _Work:
     work = _Work()
-    work.batches.append(_Mapped("m:f", [(n,) for n in range(calls)], chunksize))
+    work.batches.append(_Mapped("m:f", _Calls(list(range(calls)), flat=True), chunksize))
     if seconds is not None:
         work.measured("m:f", 1, seconds)
     return work
@@ -50,6 +50,36 @@ def test_while_nothing_is_known_few_calls_are_sent_and_many_when_they_take_long(
     work = work_with(5_000)
     assert work.next_chunk(32, 1, patience=0.0) is None
     assert work.next_chunk(32, 1, patience=0.2) is not None
+
+
+def test_calls_of_a_map_with_a_size_are_json_from_the_begin() -> None:
+    left = _Calls([], [("[0, 1]", 2), ("[2]", 1)], flat=True)
+    batch = _Mapped("m:f", left, 2)
+    assert len(batch) == 3
+    first, second = batch.take(2), batch.take(2)
+    assert first
+    assert second
+    assert (first.calls, first.count, second.calls, len(batch)) == ("[0, 1]", 2, "[2]", 0)
+
+
+def test_large_calls_go_in_small_chunks_whatever_the_size_asked_for() -> None:
+    work = _Work()
+    work.batches.append(_Mapped("m:f", _Calls(["x" * 2**18] * 10, flat=True), 10))
+    assert sizes(work) == [3, 3, 3, 1]
+    submitted = _Submitted("m:f")
+    submitted.waiting.extend((f'["{"x" * 2**18}"]', CallFuture()) for _ in range(5))
+    work.batches.append(submitted)
+    work.measured("m:f", 1, 1e-6)
+    assert sizes(work) == [3, 2]
+
+
+def test_arguments_that_changed_since_they_were_checked_end_the_map_alone() -> None:
+    work = work_with(0)
+    bad = _Mapped("m:f", _Calls([{1, 2}], flat=True), None)
+    work.batches.extend([bad, _Mapped("m:f", _Calls([1], flat=True), None)])
+    assert sizes(work) == [1]
+    with pytest.raises(BadInputError, match="JSON"):
+        next(bad.results(timeout=1))
 
 
 def test_ids_of_a_submission_are_computed() -> None:
