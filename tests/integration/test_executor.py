@@ -139,7 +139,7 @@ def test_a_result_that_is_late_is_a_timeout(executor: ClusterExecutor) -> None:
 def test_a_call_that_ends_its_process_each_time_fails_in_the_end(executor: ClusterExecutor) -> None:
     future = executor.submit(probes.crash, again=True)
     with pytest.raises(BrokenExecutor, match="died"):
-        future.result(timeout=120)
+        future.result(timeout=240)
     assert executor.submit(compute.fibonacci, 10).result(timeout=30) == 55
 
 

@@ -17,7 +17,7 @@ import re
 import signal
 import time
 import traceback
-from concurrent.futures import BrokenExecutor
+from concurrent.futures import BrokenExecutor, CancelledError
 from typing import TYPE_CHECKING, Any, Final
 
 import celery
@@ -39,9 +39,10 @@ if TYPE_CHECKING:
 CALL: Final = "clusterkit.call"
 #: The setting that lists what may be called: modules and packages.
 SETTING: Final = "clusterkit_callables"
-#: A message delivered this often before killed its process each time: its calls fail instead. The broker
+#: A message that was delivered this often before, and that nobody has answered: its calls fail instead. Most
+#: likely it kills its process; but a drain that gives it back and a lost connection count as well. The broker
 #: would put it aside after 20, and nobody would tell the one who waits.
-MOST_DELIVERIES: Final = 5
+MOST_DELIVERIES: Final = 10
 #: Characters of JSON that a chunk has at most, unless it is one call. Messages of a megabyte are no problem
 #: to any broker, and no gain over smaller ones.
 CHUNK_SIZE: Final = 2**20
@@ -174,11 +175,18 @@ def register(app: Celery) -> None:
         ``claim`` none at all if its sender has cancelled it.
         """
         backend, request = task.backend, task.request
-        if claim and not backend.claim(CLAIM + request.id, BEGUN, request.id, channel):
-            return
         deliveries = request.get("x-delivery-count") or 0
-        if deliveries >= MOST_DELIVERIES:
-            outcome = _gone(function, deliveries)
+        if claim and not backend.claim(CLAIM + request.id, BEGUN, request.id, channel):
+            # Told although its sender knows, unless the store's answer to it was lost.
+            outcome = _without_run(CancelledError(f"{function} was cancelled before it began"))
+            outcome["cancelled"] = True
+        elif deliveries >= MOST_DELIVERIES:
+            outcome = _without_run(
+                BrokenExecutor(
+                    f"{function}: its message was delivered {deliveries} times, and its worker process died,"
+                    " was stopped or was cut off each time"
+                )
+            )
         else:
             outcome = _run(app, function, calls, stop=stop, flat=flat, common=common)
         outcome["by"] = f"{request.hostname}/{os.getpid()}"
@@ -238,9 +246,8 @@ def _each_flat(target: Callable[..., Any], items: Iterator[Any], values: list[An
         values.append(target(argument))  # noqa: PERF401 - as said
 
 
-def _gone(function: str, deliveries: int) -> dict[str, Any]:
-    error = BrokenExecutor(f"{function}: its worker process died, {deliveries} times")
-    return {"values": [], "errors": {}, "error": _description(error, ""), "seconds": 0.0, "gone": True}
+def _without_run(error: Exception) -> dict[str, Any]:
+    return {"values": [], "errors": {}, "error": _description(error, ""), "seconds": 0.0}
 
 
 def _described(error: BaseException) -> dict[str, Any]:

@@ -126,8 +126,12 @@ class Dispatcher:
         self._sent: dict[str, Chunk] = {}
         #: Ids of chunks that were cancelled.
         self._revoked: deque[str] = deque()
+        #: Whether the store did not answer the newest cancellation.
+        self._unanswered = False
         self._lock = threading.Lock()
-        self._received: list[str] = []
+        #: Keys of results that were received, and of the claims of their chunks.
+        self._received: list[Any] = []
+        self._claims: list[str] = []
         self._processes: set[str] = set()
         self._listener: Any = None
         self._looked_at = self._listen_at = 0.0
@@ -164,10 +168,10 @@ class Dispatcher:
             self._thread.join()
 
     def cancel_sent(self) -> None:
-        """Cancel the calls that are sent, and that no worker has begun."""
+        """Cancel the calls that are sent, and that no worker has begun; without the store, none."""
         for chunk in list(self._sent.values()):
-            if chunk.future is not None:
-                chunk.future.cancel()
+            if chunk.future is not None and not chunk.future.cancel() and self._unanswered:
+                break  # each of the others would wait as long for it
         if self._thread is not None:
             self.wake()
 
@@ -176,7 +180,9 @@ class Dispatcher:
         try:
             revoked = self._backend.claim(calls.CLAIM + task_id, calls.CANCELLED, task_id, "")
         except _STORE_ERRORS:
+            self._unanswered = True
             return False
+        self._unanswered = False
         if revoked:
             self._revoked.append(task_id)
             self.wake()
@@ -373,19 +379,21 @@ class Dispatcher:
             logger.warning("what a worker said cannot be understood: %s", error)
             return
         chunk = self._sent.get(task_id)
-        if chunk is None:
-            return  # cancelled, or said twice
         if status == "STARTED":
-            if chunk.future is not None and not chunk.future.running():
+            if chunk is not None and chunk.future is not None and not chunk.future.running():
                 with contextlib.suppress(RuntimeError):
                     chunk.future.set_running_or_notify_cancel()
             return
         if status not in READY_STATES:
             return  # a worker that lost its connection ended the run: the message comes again
-        del self._sent[task_id]
-        self._received.append(task_id)
+        self._received.append(self._backend.get_key_for_task(task_id))
         if len(self._received) >= _DELETE_AT_ONCE:
             self._forget_received()
+        if chunk is None:
+            return  # cancelled, or said twice
+        del self._sent[task_id]
+        if chunk.claim and not _cancelled(meta["result"]):
+            self._claims.append(calls.CLAIM + task_id)
         try:
             values, errors = self._outcomes(chunk, meta)
         except Exception as error:  # noqa: BLE001 - whatever is wrong with it, those who wait are told
@@ -417,9 +425,11 @@ class Dispatcher:
 
     def _forget_received(self) -> None:
         received, self._received = self._received, []
-        if received:
+        claims, self._claims = self._claims, []
+        # Producers have rights to each kind of key, and to no command with both.
+        for keys in filter(None, (received, claims)):
             with contextlib.suppress(*_STORE_ERRORS):
-                self._backend.hasty_client.delete(*map(self._backend.get_key_for_task, received))
+                self._backend.hasty_client.delete(*keys)
 
 
 def _understood(data: bytes) -> dict[str, Any]:
@@ -433,3 +443,8 @@ def _understood(data: bytes) -> dict[str, Any]:
     except Exception as error:  # noqa: BLE001 - decoders of an app's own types may raise anything
         meta = {**json.loads(data), "result": error}
     return meta
+
+
+def _cancelled(result: Any) -> bool:
+    """Whether the claim has to stay: should the message come again, it says that nobody wants it run."""
+    return isinstance(result, dict) and "cancelled" in result

@@ -359,7 +359,7 @@ class ClusterExecutor(Executor):
     ``queue`` is where calls go (default: the cluster's default queue).
 
     No call is lost: messages are confirmed and on quorum queues, and a call whose process dies runs again, so
-    functions should be idempotent. A call that ends its process five times fails with ``BrokenExecutor``.
+    functions should be idempotent. A call that ends its process ten times fails with ``BrokenExecutor``.
     """
 
     def __init__(self, app: Celery | None = None, *, queue: str | None = None) -> None:

@@ -192,6 +192,40 @@ def test_a_worker_reads_the_values_that_celery_would_have_read() -> None:
     assert json.loads(message[0][1]) == json.loads(json.dumps([[values], {}, {}]))[0][0]
 
 
+class Told:
+    """What a worker tells of a message; ``claimed``: whether the sender has not cancelled it."""
+
+    def __init__(self, claimed: bool) -> None:
+        self.claimed = claimed
+        self.told: list[dict[str, Any]] = []
+
+    def claim(self, *_: Any) -> bool:
+        return self.claimed
+
+    def tell(self, task_id: str, result: str, channel: str) -> None:
+        self.told.append(json.loads(result))
+
+
+@pytest.mark.parametrize(
+    ("claimed", "deliveries", "error", "words"),
+    [
+        (False, 0, "CancelledError", "was cancelled"),
+        (True, calls.MOST_DELIVERIES, "BrokenExecutor", "delivered 10 times"),
+    ],
+)
+def test_what_is_not_run_is_told_all_the_same(
+    claimed: bool, deliveries: int, error: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = configure(Celery("unit", set_as_current=False))
+    store = Told(claimed)
+    task = app.tasks[calls.CALL]
+    monkeypatch.setattr(type(task), "backend", store)
+    task.push_request(id="id", hostname="node", **{"x-delivery-count": deliveries})
+    task.run("m:f", "[[1]]", "channel", claim=True)
+    assert store.told[0]["error"]["exc_type"] == error
+    assert words in store.told[0]["error"]["exc_message"][0]
+
+
 @pytest.mark.parametrize("items", [[object()], [1, {2}], [(1, 2), (1, object())], [[1, {(1, 2): 3}]]])
 def test_arguments_that_json_cannot_carry_are_refused(items: list[Any]) -> None:
     with pytest.raises(BadInputError, match="JSON"):

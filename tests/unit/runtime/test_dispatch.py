@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import functools
 import json
 import os
 import resource
@@ -28,7 +29,10 @@ class Store:
 
     def __init__(self, app: Celery) -> None:
         self.exception_to_python = Backend(app).exception_to_python
-        self.hasty_client = SimpleNamespace(pubsub=self.away, delete=lambda *_: None)
+        self.deleted: list[set[Any]] = []
+        self.hasty_client = SimpleNamespace(
+            pubsub=self.away, delete=lambda *keys: self.deleted.append(set(keys))
+        )
 
     def get_key_for_task(self, task_id: str) -> bytes:
         return f"celery-task-meta-{task_id}".encode()
@@ -141,3 +145,33 @@ def test_a_cancelled_chunk_is_forgotten_by_the_thread(dispatcher: Dispatcher) ->
     dispatcher._looked_at = time.monotonic()
     dispatcher._round()
     assert not dispatcher._sent
+
+
+def test_results_and_claims_are_deleted_when_they_were_heard(dispatcher: Dispatcher) -> None:
+    for name in ("a", "b"):
+        dispatcher._sent[name] = chunk([[1]], [])
+        dispatcher._sent[name].claim = True
+    dispatcher._take(outcome("a", [1]))
+    cancelled = {"error": {"exc_module": "m", "exc_type": "E", "traceback": ""}, "by": "n", "cancelled": True}
+    for name in ("b", "cancelled and forgotten"):
+        said = {"status": "SUCCESS", "task_id": name, "result": cancelled}
+        dispatcher._take(json.dumps(said).encode())
+    dispatcher._forget_received()
+    results = {f"celery-task-meta-{name}".encode() for name in ("a", "b", "cancelled and forgotten")}
+    assert dispatcher._app.backend.deleted == [results, {"celery-taskset-meta-claim-a"}]
+
+
+def test_cancelling_stops_at_the_first_error_of_the_store(dispatcher: Dispatcher) -> None:
+    asked = []
+
+    def away(key: str, *_: Any) -> bool:
+        asked.append(key)
+        raise redis.exceptions.ConnectionError
+
+    dispatcher._app.backend.claim = away
+    for name in ("a", "b"):
+        dispatcher._sent[name] = chunk([[1]], [])
+        dispatcher._sent[name].future = future = CallFuture()
+        future.revoke = functools.partial(dispatcher._revoke, name)
+    dispatcher.cancel_sent()
+    assert len(asked) == 1
