@@ -38,6 +38,8 @@ logger: logging.Logger = get_logger(__name__)
 
 #: Seconds between two looks at all results, in case that one was told and not heard.
 _LOOK_INTERVAL: Final = 5.0
+#: Seconds after which a process that was not heard from counts no more: another has its place.
+_SILENCE: Final = 60.0
 #: Seconds between two tries to reach the result store.
 _RETRY_INTERVAL: Final = 0.5
 #: Seconds without anything to do after which it looks whether the program has ended.
@@ -132,7 +134,8 @@ class Dispatcher:
         #: Keys of results that were received, and of the claims of their chunks.
         self._received: list[Any] = []
         self._claims: list[str] = []
-        self._processes: set[str] = set()
+        #: Process of a worker node -> when it was heard from, by the monotonic clock.
+        self._processes: dict[str, float] = {}
         self._listener: Any = None
         self._looked_at = self._listen_at = 0.0
         self._thread: threading.Thread | None = None
@@ -347,7 +350,8 @@ class Dispatcher:
 
     def _look(self) -> None:
         """Look up all results that are waited for, and delete those that were received."""
-        self._looked_at = time.monotonic()
+        self._looked_at = now = time.monotonic()
+        self._processes = {name: at for name, at in self._processes.items() if now - at < _SILENCE}
         waited_for = list(self._sent)
         try:
             for begin in range(0, len(waited_for), _DELETE_AT_ONCE):
@@ -406,7 +410,7 @@ class Dispatcher:
             return chunk.failed(result)
         if meta["status"] != "SUCCESS":
             return chunk.failed(self._exception(result, meta.get("traceback")))
-        self._processes.add(result["by"])
+        self._processes[result["by"]] = time.monotonic()
         if result.get("error"):
             return chunk.failed(self._exception(result["error"], result["error"]["traceback"]))
         values = result["values"]

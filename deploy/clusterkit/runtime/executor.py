@@ -2,7 +2,7 @@
 
     from clusterkit.runtime.executor import ClusterExecutor
 
-    with ClusterExecutor(app) as executor:
+    with ClusterExecutor() as executor:
         for page in executor.map(render, pages):
             ...
 
@@ -22,16 +22,14 @@ from collections import deque
 from concurrent.futures import CancelledError, Executor, Future
 from typing import TYPE_CHECKING, Any, Final
 
-from celery import current_app
+from celery import Celery, current_app
 
-from clusterkit.runtime import calls, results
+from clusterkit.runtime import calls, client, results
 from clusterkit.runtime.dispatch import Chunk, Dispatcher
 from clusterkit.runtime.errors import BadInputError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
-
-    from celery import Celery
 
 #: Seconds of work in a chunk; what a message costs besides (about 1 ms) is then one percent.
 CHUNK_SECONDS: Final = 0.1
@@ -355,20 +353,22 @@ class _Work:
 class ClusterExecutor(Executor):
     """Runs calls on the worker nodes of a cluster.
 
-    ``app`` is an app of the cluster, such as ``client.connect()`` returns (default: the current one);
-    ``queue`` is where calls go (default: the cluster's default queue).
+    ``app`` is an app of the cluster, such as ``client.connect()`` returns (default: the current one if it is
+    one, or else what that returns); ``queue`` is where calls go (default: the cluster's default queue).
+    ``max_workers`` changes nothing, for the inventory says how many processes there are.
 
     No call is lost: messages are confirmed and on quorum queues, and a call whose process dies runs again, so
     functions should be idempotent. A call that ends its process ten times fails with ``BrokenExecutor``.
     """
 
-    def __init__(self, app: Celery | None = None, *, queue: str | None = None) -> None:
-        self._app: Celery = app or current_app._get_current_object()  # noqa: SLF001
-        if not isinstance(self._app.backend, results.Backend):
-            raise BadInputError(
-                "ClusterExecutor needs an app that is connected to a cluster",
-                next_step="clusterkit.runtime.client.connect() returns one",
-            )
+    def __init__(
+        self, max_workers: int | None = None, *, app: Celery | None = None, queue: str | None = None
+    ) -> None:
+        if isinstance(max_workers, Celery):
+            raise TypeError("max_workers is a number; ClusterExecutor(app=...) takes an app")
+        if max_workers is not None and max_workers <= 0:
+            raise ValueError("max_workers must be greater than 0")
+        self._app = _connected(app)
         self._work = _Work()
         self._dispatcher = Dispatcher(self._app, self._work, queue=queue)
         # Without a reference to this object: what nobody uses any more ends by itself.
@@ -458,3 +458,21 @@ class ClusterExecutor(Executor):
         if calls.knows(self._app):
             calls.check(self._app, function)
         return function, args, kwargs
+
+
+def _connected(app: Celery | None) -> Celery:
+    """Return ``app``; without one the current app, or a new one if that has no cluster.
+
+    Raises:
+        BadInputError: ``app`` is not connected to a cluster.
+        NoClusterError, ClusterUnreachableError: as ``client.connect``.
+    """
+    found: Celery = app or current_app._get_current_object()  # noqa: SLF001
+    if isinstance(found.backend, results.Backend):
+        return found
+    if app is None:
+        return client.connect()
+    raise BadInputError(
+        "ClusterExecutor needs an app that is connected to a cluster",
+        next_step="clusterkit.runtime.client.connect() returns one",
+    )

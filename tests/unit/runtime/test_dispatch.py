@@ -175,3 +175,9 @@ def test_cancelling_stops_at_the_first_error_of_the_store(dispatcher: Dispatcher
         future.revoke = functools.partial(dispatcher._revoke, name)
     dispatcher.cancel_sent()
     assert len(asked) == 1
+
+
+def test_a_process_that_is_not_heard_from_for_a_minute_counts_no_more(dispatcher: Dispatcher) -> None:
+    dispatcher._processes = {"old/1": time.monotonic() - 61, "new/2": time.monotonic() - 59}
+    dispatcher._look()
+    assert list(dispatcher._processes) == ["new/2"]

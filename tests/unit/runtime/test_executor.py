@@ -7,7 +7,7 @@ import itertools
 import pytest
 from celery import Celery
 
-from clusterkit.runtime import configure
+from clusterkit.runtime import client, configure, results
 from clusterkit.runtime.bulk import Submission, submit_many
 from clusterkit.runtime.errors import BadInputError
 from clusterkit.runtime.executor import CallFuture, ClusterExecutor, _Calls, _Mapped, _Submitted, _Work
@@ -100,4 +100,24 @@ def test_mistakes_are_told_before_anything_is_sent() -> None:
     with pytest.raises(BadInputError, match="window"):
         submit_many("a.task", [1], app=app, window=0)
     with pytest.raises(BadInputError, match="connected to a cluster"):
+        ClusterExecutor(app=app)
+
+
+def test_the_constructor_takes_what_that_of_processes_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Connected(results.Backend):
+        def __init__(self) -> None:
+            self.key_prefix = b"k"
+
+        def get_key_for_task(self, task_id: str, key: str = "") -> bytes:
+            return task_id.encode()
+
+    app = Celery("unit", set_as_current=False)
+    connected = configure(Celery("unit", broker="memory://", set_as_current=False))
+    monkeypatch.setattr(Celery, "backend", property(lambda one: Connected() if one is connected else None))
+    monkeypatch.setattr(client, "connect", lambda: connected)
+    assert ClusterExecutor(4)._app is connected
+    assert ClusterExecutor(max_workers=4, app=connected)._app is connected
+    with pytest.raises(ValueError, match="greater than 0"):
+        ClusterExecutor(max_workers=0)
+    with pytest.raises(TypeError, match="app="):
         ClusterExecutor(app)

@@ -35,7 +35,7 @@ def cluster(_: int) -> Iterator[Mapper]:
     from benchwork.kit import app  # noqa: PLC0415 - only who measures it
     from clusterkit.runtime.executor import ClusterExecutor  # noqa: PLC0415
 
-    with ClusterExecutor(app) as executor:
+    with ClusterExecutor(app=app) as executor:
         yield lambda loops, numbers, chunk: list(executor.map(function(loops), numbers, chunksize=chunk))
 
 
