@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
+from typing import Any
 
 import pytest
 from celery import Celery
 
 from clusterkit.runtime import client, configure, results
 from clusterkit.runtime.bulk import Submission, submit_many
+from clusterkit.runtime.dispatch import Dispatcher
 from clusterkit.runtime.errors import BadInputError
 from clusterkit.runtime.executor import CallFuture, ClusterExecutor, _Calls, _Mapped, _Submitted, _Work
+from tasks import compute
 
 
 def sizes(work: _Work, *, processes: int = 2) -> list[int]:
@@ -103,7 +107,10 @@ def test_mistakes_are_told_before_anything_is_sent() -> None:
         ClusterExecutor(app=app)
 
 
-def test_the_constructor_takes_what_that_of_processes_does(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def connected(monkeypatch: pytest.MonkeyPatch) -> Celery:
+    """An app that is connected to a cluster, as far as an executor can tell before it sends anything."""
+
     class Connected(results.Backend):
         def __init__(self) -> None:
             self.key_prefix = b"k"
@@ -111,13 +118,47 @@ def test_the_constructor_takes_what_that_of_processes_does(monkeypatch: pytest.M
         def get_key_for_task(self, task_id: str, key: str = "") -> bytes:
             return task_id.encode()
 
-    app = Celery("unit", set_as_current=False)
-    connected = configure(Celery("unit", broker="memory://", set_as_current=False))
-    monkeypatch.setattr(Celery, "backend", property(lambda one: Connected() if one is connected else None))
+    app = configure(Celery("unit", broker="memory://", set_as_current=False))
+    monkeypatch.setattr(Celery, "backend", property(lambda one: Connected() if one is app else None))
+    monkeypatch.setattr(Dispatcher, "wake", lambda _: None)
+    return app
+
+
+def test_the_constructor_takes_what_that_of_processes_does(
+    connected: Celery, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(client, "connect", lambda: connected)
     assert ClusterExecutor(4)._app is connected
     assert ClusterExecutor(max_workers=4, app=connected)._app is connected
     with pytest.raises(ValueError, match="greater than 0"):
         ClusterExecutor(max_workers=0)
     with pytest.raises(TypeError, match="app="):
-        ClusterExecutor(app)
+        ClusterExecutor(connected)
+
+
+@pytest.mark.parametrize("chunksize", [None, 2])
+def test_a_map_sends_what_all_its_calls_have_in_common_once(connected: Celery, chunksize: int | None) -> None:
+    executor = ClusterExecutor(app=connected)
+    tile: Any = compute.tile_pixels
+    function = functools.partial(tile, 1, zoom=2)
+    executor.map(function, range(2), chunksize=chunksize)
+    executor.map(function, range(2), "ab", chunksize=chunksize)
+    executor.map(tile, [{"a": 1}, (2,)], chunksize=chunksize)
+    executor._work.measured("tasks.compute:tile_pixels", 1, 1e-6)
+    chunks = iter(lambda: executor._work.next_chunk(0, 1, 0.0), None)
+    assert [(chunk.calls, chunk.flat, chunk.common) for chunk in chunks] == [
+        ("[0, 1]", True, '[[1], {"zoom": 2}]'),
+        ('[[0, "a"], [1, "b"]]', False, '[[1], {"zoom": 2}]'),
+        ('[{"a": 1}, [2]]', True, ""),
+    ]
+
+
+@pytest.mark.parametrize("chunksize", [None, 1])
+@pytest.mark.parametrize("items", [[1, object()], [1, {2}]])
+def test_a_map_that_json_cannot_carry_is_refused_before_anything_is_sent(
+    connected: Celery, items: list[Any], chunksize: int | None
+) -> None:
+    executor = ClusterExecutor(app=connected)
+    with pytest.raises(BadInputError, match="JSON"):
+        executor.map(compute.tile_pixels, items, chunksize=chunksize)
+    assert executor._work.idle
