@@ -8,26 +8,28 @@ and ``imports``. Not those of all tasks it has: a library may bring some, and wi
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
+import itertools
 import os
 import re
 import signal
 import time
 import traceback
-from concurrent.futures import BrokenExecutor
+from concurrent.futures import BrokenExecutor, CancelledError
 from typing import TYPE_CHECKING, Any, Final
 
 import celery
 from billiard.exceptions import SoftTimeLimitExceeded
-from celery.exceptions import Ignore, WorkerShutdown, WorkerTerminate
+from celery.exceptions import WorkerShutdown, WorkerTerminate
 from celery.local import maybe_evaluate
 from kombu.utils import json as kombu_json
 
 from clusterkit.runtime.errors import BadInputError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
     from celery import Celery
 
@@ -37,9 +39,18 @@ if TYPE_CHECKING:
 CALL: Final = "clusterkit.call"
 #: The setting that lists what may be called: modules and packages.
 SETTING: Final = "clusterkit_callables"
-#: A message delivered this often before killed its process each time: its calls fail instead. The broker
+#: A message that was delivered this often before, and that nobody has answered: its calls fail instead. Most
+#: likely it kills its process; but a drain that gives it back and a lost connection count as well. The broker
 #: would put it aside after 20, and nobody would tell the one who waits.
-MOST_DELIVERIES: Final = 5
+MOST_DELIVERIES: Final = 10
+#: Characters of JSON that a chunk has at most, unless it is one call. Messages of a megabyte are no problem
+#: to any broker, and no gain over smaller ones.
+CHUNK_SIZE: Final = 2**20
+#: Characters of JSON that a call may have. RabbitMQ 4.0 takes messages of 16 MiB (max_message_size), and what
+#: is around the call needs some of it.
+CALL_SIZE: Final = 15 * 2**20
+#: Types of which JSON can carry any value.
+_PLAIN: Final = frozenset({int, float, bool, str, type(None)})
 #: Prefix of the key by which a call is begun or cancelled, whichever comes first. Producers may write there.
 CLAIM: Final = "celery-taskset-meta-claim-"
 #: How a pool process leaves a task when it is told to end (billiard.common).
@@ -149,42 +160,67 @@ def register(app: Celery) -> None:
     def call(  # noqa: PLR0913, PLR0917 - what the message carries
         task: celery.Task,
         function: str,
-        calls: list[Any],
+        calls: str | list[Any],
         channel: str,
         stop: bool = False,  # noqa: FBT001, FBT002 - comes from a message
         claim: bool = False,  # noqa: FBT001, FBT002
+        flat: bool = False,  # noqa: FBT001, FBT002
+        common: str = "",
     ) -> None:
         """Call ``function`` with each of ``calls``, and tell the outcomes on ``channel`` of the result store.
 
-        Each call is its arguments in a list, or ``{"a": arguments, "k": keywords}``. With ``stop`` none is
-        begun after one that failed; with ``claim`` none at all if its sender has cancelled it.
+        ``calls`` is a list as JSON, or the list itself. Each call is its arguments in a list, or
+        ``{"a": arguments, "k": keywords}``, or (``flat``) its only argument; ``common`` is JSON of the
+        arguments and keywords that all have besides. With ``stop`` none is begun after one that failed; with
+        ``claim`` none at all if its sender has cancelled it.
         """
         backend, request = task.backend, task.request
-        if claim and not backend.claim(CLAIM + request.id, BEGUN, request.id, channel):
-            return
         deliveries = request.get("x-delivery-count") or 0
-        outcome = (
-            _gone(function, deliveries) if deliveries >= MOST_DELIVERIES else _run(app, function, calls, stop)
-        )
+        if claim and not backend.claim(CLAIM + request.id, BEGUN, request.id, channel):
+            # Told although its sender knows, unless the store's answer to it was lost.
+            outcome = _without_run(CancelledError(f"{function} was cancelled before it began"))
+            outcome["cancelled"] = True
+        elif deliveries >= MOST_DELIVERIES:
+            outcome = _without_run(
+                BrokenExecutor(
+                    f"{function}: its message was delivered {deliveries} times, and its worker process died,"
+                    " was stopped or was cut off each time"
+                )
+            )
+        else:
+            outcome = _run(app, function, calls, stop=stop, flat=flat, common=common)
         outcome["by"] = f"{request.hostname}/{os.getpid()}"
         backend.tell(request.id, _encoded(outcome), channel)
 
 
-def _run(app: Celery, function: str, calls: list[Any], stop: bool) -> dict[str, Any]:  # noqa: FBT001
-    values: list[Any] = []
-    errors: dict[str, Any] = {}
+def _run(  # noqa: PLR0913 - as the message carries it
+    app: Celery, function: str, calls: str | list[Any], *, stop: bool, flat: bool = False, common: str = ""
+) -> dict[str, Any]:
     try:
         target = resolve(app, function)
+        # In this process: a worker's main process, which reads all messages, has seen a text.
+        items = kombu_json.loads(calls) if isinstance(calls, str) else calls
+        if common:
+            arguments, keywords = kombu_json.loads(common)
+            target = functools.partial(target, *arguments, **keywords)
     except Exception as error:  # noqa: BLE001 - importing may raise anything
         return {"values": [], "errors": {}, "error": _described(error), "seconds": 0.0}
     began = time.perf_counter()
-    for arguments in calls:
+    values, errors = _called(_each_flat if flat else _each, target, items, stop=stop)
+    return {"values": values, "errors": errors, "seconds": time.perf_counter() - began}
+
+
+def _called(
+    each: Callable[..., None], target: Callable[..., Any], items: list[Any], *, stop: bool
+) -> tuple[list[Any], dict[str, Any]]:
+    """Have ``each`` call ``target``; return values and errors. It goes on after a call that failed."""
+    values: list[Any] = []
+    errors: dict[str, Any] = {}
+    rest = iter(items)
+    while len(values) < len(items):
         try:
-            if type(arguments) is dict:
-                values.append(target(*arguments["a"], **arguments["k"]))
-            else:
-                values.append(target(*arguments))
-        except (SoftTimeLimitExceeded, Ignore, WorkerShutdown, WorkerTerminate):
+            each(target, rest, values)
+        except (SoftTimeLimitExceeded, WorkerShutdown, WorkerTerminate):
             raise
         except (Exception, SystemExit) as error:
             if isinstance(error, SystemExit) and error.code == TERMINATED:
@@ -193,12 +229,25 @@ def _run(app: Celery, function: str, calls: list[Any], stop: bool) -> dict[str, 
             values.append(None)
             if stop:
                 break
-    return {"values": values, "errors": errors, "seconds": time.perf_counter() - began}
+    return values, errors
 
 
-def _gone(function: str, deliveries: int) -> dict[str, Any]:
-    error = BrokenExecutor(f"{function}: its worker process died, {deliveries} times")
-    return {"values": [], "errors": {}, "error": _description(error, ""), "seconds": 0.0, "gone": True}
+# Loops, and nothing shorter: for `map` and `extend` a function that raises StopIteration ends all.
+def _each(target: Callable[..., Any], items: Iterator[Any], values: list[Any]) -> None:
+    for arguments in items:
+        if type(arguments) is dict:
+            values.append(target(*arguments["a"], **arguments["k"]))
+        else:
+            values.append(target(*arguments))
+
+
+def _each_flat(target: Callable[..., Any], items: Iterator[Any], values: list[Any]) -> None:
+    for argument in items:
+        values.append(target(argument))  # noqa: PERF401 - as said
+
+
+def _without_run(error: Exception) -> dict[str, Any]:
+    return {"values": [], "errors": {}, "error": _description(error, ""), "seconds": 0.0}
 
 
 def _described(error: BaseException) -> dict[str, Any]:
@@ -235,16 +284,61 @@ def _encoded(outcome: dict[str, Any]) -> str:
         return str(kombu_json.dumps(outcome))
 
 
-def check_json(value: Any) -> None:
-    """Raise unless ``value`` can be sent.
+def to_json(value: Any) -> str:
+    """Return ``value`` as it is sent.
 
     Raises:
         BadInputError: JSON cannot carry it.
     """
     try:
-        kombu_json.dumps(value)
+        return str(kombu_json.dumps(value))
     except (TypeError, ValueError, RecursionError) as error:
         raise BadInputError(
             f"arguments travel as JSON, and these cannot: {error}",
             next_step="numbers, text, lists, dictionaries with text as keys; dates, decimals and bytes too",
         ) from error
+
+
+def check_json(items: list[Any]) -> None:
+    """Raise unless each of ``items``, arguments or tuples of them, can be sent.
+
+    Raises:
+        BadInputError: JSON cannot carry it.
+    """
+    types = set(map(type, items))
+    if types == {tuple}:
+        types = set(map(type, itertools.chain.from_iterable(items)))
+    if not types <= _PLAIN:
+        to_json(items)
+
+
+def chunks(items: list[Any]) -> Iterator[tuple[str, int]]:
+    """Yield ``items`` as JSON and how many they are: together, or in parts if that is too much for a message.
+
+    Raises:
+        BadInputError: JSON cannot carry them, or one alone is too much.
+    """
+    text = to_json(items)
+    if len(text) > CHUNK_SIZE and len(items) > 1:
+        count = max(len(items) * CHUNK_SIZE // len(text), 1)
+        for begin in range(0, len(items), count):
+            yield from chunks(items[begin : begin + count])
+    else:
+        check_size(text)
+        yield text, len(items)
+
+
+def check_size(text: str) -> None:
+    """Raise unless ``text``, the JSON of a call, fits into a message.
+
+    Raises:
+        BadInputError: it does not.
+    """
+    # Within a message it is a text, with a backslash before each of these.
+    size = len(text) + text.count('"') + text.count("\\")
+    if size > CALL_SIZE:
+        raise BadInputError(
+            f"the arguments of a call are {size / 2**20:.1f} MiB of JSON; a message may have"
+            f" {CALL_SIZE / 2**20:.0f}",
+            next_step="store them where workers can read them, and pass the place",
+        )

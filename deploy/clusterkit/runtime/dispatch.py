@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import select
+import json
+import selectors
 import socket
 import threading
 import time
+from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -19,7 +21,7 @@ import redis.exceptions
 from celery import uuid
 from celery.states import READY_STATES
 from celery.utils.log import get_logger
-from kombu.utils import json
+from kombu.utils import json as kombu_json
 
 from clusterkit.runtime import calls, results
 from clusterkit.runtime.errors import PublishTimeoutError, RefusedError
@@ -36,6 +38,8 @@ logger: logging.Logger = get_logger(__name__)
 
 #: Seconds between two looks at all results, in case that one was told and not heard.
 _LOOK_INTERVAL: Final = 5.0
+#: Seconds after which a process that was not heard from counts no more: another has its place.
+_SILENCE: Final = 60.0
 #: Seconds between two tries to reach the result store.
 _RETRY_INTERVAL: Final = 0.5
 #: Seconds without anything to do after which it looks whether the program has ended.
@@ -43,6 +47,9 @@ _TICK: Final = 0.5
 #: Results that are deleted at a time, when they were received.
 _DELETE_AT_ONCE: Final = 100
 _STORE_ERRORS: Final = (redis.exceptions.RedisError, OSError)
+
+#: What calls returned, and what those raised that failed, by number.
+Outcomes = tuple[list[Any], dict[int, BaseException]]
 
 
 class RemoteTraceback(Exception):  # noqa: N818 - as in concurrent.futures
@@ -58,23 +65,30 @@ class RemoteTraceback(Exception):  # noqa: N818 - as in concurrent.futures
 
 @dataclass(eq=False)
 class Chunk:
-    """Calls that travel in one message.
+    """``count`` calls that travel in one message; their arguments are JSON, as the task describes it.
 
     ``settle(values, errors)`` is called with their outcomes, the errors by the call's number. ``future`` is
     that of a chunk of one call, which can be cancelled until a worker has begun it (``claim``).
     """
 
     function: str
-    calls: list[Any]
+    calls: str
+    count: int
     settle: Callable[[list[Any], dict[int, BaseException]], None]
     stop: bool = False
     claim: bool = False
+    flat: bool = False
+    common: str = ""
     future: Any = None
     sent_at: float = 0.0
 
     def fail(self, error: BaseException) -> None:
         """Let all its calls fail."""
-        self.settle([None] * len(self.calls), dict.fromkeys(range(len(self.calls)), error))
+        self.settle(*self.failed(error))
+
+    def failed(self, error: BaseException) -> Outcomes:
+        """Return the outcomes of its calls when all have failed."""
+        return [None] * self.count, dict.fromkeys(range(self.count), error)
 
 
 class Work(Protocol):
@@ -85,6 +99,9 @@ class Work(Protocol):
     @property
     def idle(self) -> bool:
         """Whether nothing waits to be sent."""
+
+    def close_if_idle(self) -> bool:
+        """Take no more calls if nothing waits to be sent; tell whether that is so."""
 
     def take_all(self) -> list[Any]:
         """Return all that waits: each can ``fail``."""
@@ -107,11 +124,18 @@ class Dispatcher:
         self._makers: dict[str, Maker] = {}
         self._pipeline: Pipeline | None = None
         self._numbers = itertools.count()
-        #: Task id -> chunk without a result.
+        #: Task id -> chunk without a result; only the thread changes it.
         self._sent: dict[str, Chunk] = {}
+        #: Ids of chunks that were cancelled.
+        self._revoked: deque[str] = deque()
+        #: Whether the store did not answer the newest cancellation.
+        self._unanswered = False
         self._lock = threading.Lock()
-        self._received: list[str] = []
-        self._processes: set[str] = set()
+        #: Keys of results that were received, and of the claims of their chunks.
+        self._received: list[Any] = []
+        self._claims: list[str] = []
+        #: Process of a worker node -> when it was heard from, by the monotonic clock.
+        self._processes: dict[str, float] = {}
         self._listener: Any = None
         self._looked_at = self._listen_at = 0.0
         self._thread: threading.Thread | None = None
@@ -147,10 +171,10 @@ class Dispatcher:
             self._thread.join()
 
     def cancel_sent(self) -> None:
-        """Cancel the calls that are sent, and that no worker has begun."""
+        """Cancel the calls that are sent, and that no worker has begun; without the store, none."""
         for chunk in list(self._sent.values()):
-            if chunk.future is not None:
-                chunk.future.cancel()
+            if chunk.future is not None and not chunk.future.cancel() and self._unanswered:
+                break  # each of the others would wait as long for it
         if self._thread is not None:
             self.wake()
 
@@ -159,9 +183,11 @@ class Dispatcher:
         try:
             revoked = self._backend.claim(calls.CLAIM + task_id, calls.CANCELLED, task_id, "")
         except _STORE_ERRORS:
+            self._unanswered = True
             return False
+        self._unanswered = False
         if revoked:
-            self._sent.pop(task_id, None)
+            self._revoked.append(task_id)
             self.wake()
         return revoked
 
@@ -182,13 +208,18 @@ class Dispatcher:
 
     def _finished(self) -> bool:
         over = self._work.closed or not threading.main_thread().is_alive()
-        return over and not self._sent and self._work.idle
+        return over and not self._sent and self._work.close_if_idle()
 
     def _round(self) -> None:
         self._listen()
         self._send()
-        self._wait(_TICK)
-        self._hear()
+        try:
+            self._wait(_TICK)
+            self._hear()
+        except _STORE_ERRORS as error:
+            self._lose(error)
+        while self._revoked:
+            self._sent.pop(self._revoked.popleft(), None)
         if self._pipeline is not None:
             self._publish(self._pipeline.poll)
         if time.monotonic() - self._looked_at > _LOOK_INTERVAL:
@@ -203,11 +234,16 @@ class Dispatcher:
             sockets.append(self._listener.connection._sock)  # noqa: SLF001 - redis-py has no other way
         if self._pipeline is not None and self._pipeline.socket is not None:
             sockets.append(self._pipeline.socket)
-        select.select(sockets, [], [], seconds)
+        # Not select(), which takes no descriptor above 1023.
+        with selectors.DefaultSelector() as selector:
+            for one in sockets:
+                selector.register(one, selectors.EVENT_READ)
+            selector.select(seconds)
         with self._lock:
+            # In this order: who wakes it in between sends nothing, and the flag would stay.
+            with contextlib.suppress(BlockingIOError):
+                self._wakened.recv(1024)
             self._awake = False
-        with contextlib.suppress(BlockingIOError):
-            self._wakened.recv(1024)
 
     # -- sending
 
@@ -222,6 +258,8 @@ class Dispatcher:
 
     def _dispatch(self, chunk: Chunk) -> None:
         task_id, function = uuid(), chunk.function
+        chunk.sent_at = time.monotonic()
+        self._sent[task_id] = chunk  # first: whatever goes wrong, it is found there
         maker = self._makers.get(function)
         if maker is None:
             options = {**self._options, "argsrepr": f"({function}, ...)"}
@@ -229,14 +267,16 @@ class Dispatcher:
         if self._pipeline is None:
             deadline = self._app.conf.get("clusterkit_publish_deadline")
             self._pipeline = Pipeline(self._app, self, window=WINDOW, timeout=deadline)
-        args = (function, chunk.calls, self._channel, chunk.stop, chunk.claim)
-        try:
-            message = maker.message(next(self._numbers), task_id, args, {})
-        except Exception as error:  # noqa: BLE001 - arguments were changed since they were checked
-            chunk.fail(error)
-            return
-        chunk.sent_at = time.monotonic()
-        self._sent[task_id] = chunk
+        args = (
+            function,
+            chunk.calls,
+            self._channel,
+            chunk.stop,
+            chunk.claim,
+            chunk.flat,
+            chunk.common,
+        )
+        message = maker.message(next(self._numbers), task_id, args, {})
         if chunk.claim:
             chunk.future.revoke = lambda: self._revoke(task_id)
             if chunk.future.cancelled():  # just before
@@ -303,19 +343,15 @@ class Dispatcher:
             self._look()  # what was told before is found
 
     def _hear(self) -> None:
-        if self._listener is None:
-            return
-        try:
-            while self._listener.connection.can_read(timeout=0):
-                message = self._listener.get_message(timeout=0)
-                if message is not None:
-                    self._take(message["data"])
-        except _STORE_ERRORS as error:
-            self._lose(error)
+        while self._listener is not None and self._listener.connection.can_read(timeout=0):
+            message = self._listener.get_message(timeout=0)
+            if message is not None:
+                self._take(message["data"])
 
     def _look(self) -> None:
         """Look up all results that are waited for, and delete those that were received."""
-        self._looked_at = time.monotonic()
+        self._looked_at = now = time.monotonic()
+        self._processes = {name: at for name, at in self._processes.items() if now - at < _SILENCE}
         waited_for = list(self._sent)
         try:
             for begin in range(0, len(waited_for), _DELETE_AT_ONCE):
@@ -340,39 +376,50 @@ class Dispatcher:
 
     def _take(self, data: bytes) -> None:
         """Take note of what a worker says of a chunk."""
-        meta = json.loads(data)
-        task_id, result = meta["task_id"], meta.get("result")
+        try:
+            meta = _understood(data)
+            task_id, status = meta["task_id"], meta["status"]
+        except (ValueError, TypeError, KeyError) as error:
+            logger.warning("what a worker said cannot be understood: %s", error)
+            return
         chunk = self._sent.get(task_id)
-        if chunk is None:
-            return  # cancelled, or said twice
-        if meta["status"] == "STARTED":
-            if chunk.future is not None and not chunk.future.running():
+        if status == "STARTED":
+            if chunk is not None and chunk.future is not None and not chunk.future.running():
                 with contextlib.suppress(RuntimeError):
                     chunk.future.set_running_or_notify_cancel()
             return
-        if meta["status"] not in READY_STATES:
+        if status not in READY_STATES:
             return  # a worker that lost its connection ended the run: the message comes again
-        del self._sent[task_id]
-        self._received.append(task_id)
+        self._received.append(self._backend.get_key_for_task(task_id))
         if len(self._received) >= _DELETE_AT_ONCE:
             self._forget_received()
-        if meta["status"] != "SUCCESS":
-            chunk.fail(self._exception(result, meta.get("traceback")))
-            return
-        self._settle(chunk, result)
+        if chunk is None:
+            return  # cancelled, or said twice
+        del self._sent[task_id]
+        if chunk.claim and not _cancelled(meta["result"]):
+            self._claims.append(calls.CLAIM + task_id)
+        try:
+            values, errors = self._outcomes(chunk, meta)
+        except Exception as error:  # noqa: BLE001 - whatever is wrong with it, those who wait are told
+            values, errors = chunk.failed(error)
+        chunk.settle(values, errors)
 
-    def _settle(self, chunk: Chunk, outcome: dict[str, Any]) -> None:
-        self._processes.add(outcome["by"])
-        if outcome.get("error"):
-            chunk.fail(self._exception(outcome["error"], outcome["error"]["traceback"]))
-            return
-        values = outcome["values"]
-        self._work.measured(chunk.function, len(values), outcome["seconds"])
+    def _outcomes(self, chunk: Chunk, meta: dict[str, Any]) -> Outcomes:
+        result = meta["result"]
+        if isinstance(result, Exception):
+            return chunk.failed(result)
+        if meta["status"] != "SUCCESS":
+            return chunk.failed(self._exception(result, meta.get("traceback")))
+        self._processes[result["by"]] = time.monotonic()
+        if result.get("error"):
+            return chunk.failed(self._exception(result["error"], result["error"]["traceback"]))
+        values = result["values"]
+        self._work.measured(chunk.function, len(values), result["seconds"])
         errors = {
             int(number): self._exception(error, error["traceback"])
-            for number, error in outcome["errors"].items()
+            for number, error in result["errors"].items()
         }
-        chunk.settle(values, errors)
+        return values, errors
 
     def _exception(self, stored: dict[str, Any], text: str | None) -> BaseException:
         error: BaseException = self._backend.exception_to_python(stored)
@@ -382,6 +429,26 @@ class Dispatcher:
 
     def _forget_received(self) -> None:
         received, self._received = self._received, []
-        if received:
+        claims, self._claims = self._claims, []
+        # Producers have rights to each kind of key, and to no command with both.
+        for keys in filter(None, (received, claims)):
             with contextlib.suppress(*_STORE_ERRORS):
-                self._backend.hasty_client.delete(*map(self._backend.get_key_for_task, received))
+                self._backend.hasty_client.delete(*keys)
+
+
+def _understood(data: bytes) -> dict[str, Any]:
+    """Return what a worker said; an error as its result when that has a type this process does not know.
+
+    Raises:
+        ValueError: it is no JSON.
+    """
+    try:
+        meta: dict[str, Any] = kombu_json.loads(data)
+    except Exception as error:  # noqa: BLE001 - decoders of an app's own types may raise anything
+        meta = {**json.loads(data), "result": error}
+    return meta
+
+
+def _cancelled(result: Any) -> bool:
+    """Whether the claim has to stay: should the message come again, it says that nobody wants it run."""
+    return isinstance(result, dict) and "cancelled" in result

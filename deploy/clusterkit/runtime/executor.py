@@ -2,7 +2,7 @@
 
     from clusterkit.runtime.executor import ClusterExecutor
 
-    with ClusterExecutor(app) as executor:
+    with ClusterExecutor() as executor:
         for page in executor.map(render, pages):
             ...
 
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import threading
 import time
 import weakref
@@ -21,16 +22,14 @@ from collections import deque
 from concurrent.futures import CancelledError, Executor, Future
 from typing import TYPE_CHECKING, Any, Final
 
-from celery import current_app
+from celery import Celery, current_app
 
-from clusterkit.runtime import calls, results
+from clusterkit.runtime import calls, client, results
 from clusterkit.runtime.dispatch import Chunk, Dispatcher
 from clusterkit.runtime.errors import BadInputError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
-
-    from celery import Celery
 
 #: Seconds of work in a chunk; what a message costs besides (about 1 ms) is then one percent.
 CHUNK_SECONDS: Final = 0.1
@@ -92,13 +91,14 @@ class _Submitted(_Batch):
 
     def __init__(self, function: str) -> None:
         super().__init__(function, None, stop=False)
-        self.waiting: deque[tuple[Any, CallFuture]] = deque()
+        #: The calls as JSON.
+        self.waiting: deque[tuple[str, CallFuture]] = deque()
 
     def __len__(self) -> int:
         return len(self.waiting)
 
     def take(self, count: int) -> Chunk | None:
-        taken = [self.waiting.popleft() for _ in range(min(count, len(self.waiting)))]
+        taken = self._together(count)
         if len(taken) > 1:
             taken = [(call, future) for call, future in taken if future.set_running_or_notify_cancel()]
         elif taken and taken[0][1].cancelled():
@@ -109,11 +109,23 @@ class _Submitted(_Batch):
         futures = [future for _, future in taken]
         return Chunk(
             self.function,
-            [call for call, _ in taken],
+            f"[{','.join(call for call, _ in taken)}]",
+            len(taken),
             functools.partial(_settle, futures),
             claim=len(taken) == 1 and not futures[0].running(),
             future=futures[0] if len(taken) == 1 else None,
         )
+
+    def _together(self, count: int) -> list[tuple[str, CallFuture]]:
+        """Return the next calls, ``count`` at most, that a message has room for."""
+        taken: list[tuple[str, CallFuture]] = []
+        room = calls.CHUNK_SIZE
+        while self.waiting and len(taken) < count:
+            room -= len(self.waiting[0][0])
+            if taken and room < 0:
+                break
+            taken.append(self.waiting.popleft())
+        return taken
 
     def fail(self, error: BaseException) -> None:
         while self.waiting:
@@ -138,29 +150,70 @@ def _settle(futures: list[CallFuture], values: list[Any], errors: dict[int, Base
                     future.set_result(values[number])
 
 
+class _Calls:
+    """The calls of a ``map``: ``chunks`` of them are JSON already, ``items`` will be when they are sent.
+
+    ``flat``: an item is the only argument of its call; ``common``: what all calls have besides, as JSON.
+    """
+
+    def __init__(
+        self,
+        items: list[Any],
+        chunks: Iterable[tuple[str, int]] = (),
+        *,
+        flat: bool = False,
+        common: str = "",
+    ) -> None:
+        self.flat, self.common = flat, common
+        self._items, self._next = items, 0
+        self._chunks = deque(chunks)
+        self._ready = sum(count for _, count in self._chunks)
+
+    def __len__(self) -> int:
+        return len(self._items) - self._next + self._ready
+
+    def take(self, count: int) -> tuple[str, int]:
+        """Return ``count`` calls as JSON, or fewer if a message has no room for more, and how many they are.
+
+        Raises:
+            BadInputError: JSON cannot carry them any more, or a call is too much for a message.
+        """
+        if not self._chunks:
+            taken = self._items[self._next : self._next + count]
+            self._next += len(taken)
+            if self._next == len(self._items):
+                self._items, self._next = [], 0
+            self._chunks.extend(calls.chunks(taken))
+            self._ready = len(taken)
+        text, size = self._chunks.popleft()
+        self._ready -= size
+        return text, size
+
+
 class _Mapped(_Batch):
     """Calls of ``map``; one future for each chunk, in order."""
 
-    def __init__(self, function: str, items: list[Any], chunksize: int | None) -> None:
+    def __init__(self, function: str, left: _Calls, chunksize: int | None) -> None:
         super().__init__(function, chunksize, stop=True)
-        self._items = items
-        self._next = 0
+        self._left = left
         self._changed = threading.Condition()
         self._chunks: deque[Future[tuple[list[Any], BaseException | None]]] = deque()
 
     def __len__(self) -> int:
         with self._changed:
-            return len(self._items) - self._next
+            return len(self._left)
 
     def take(self, count: int) -> Chunk | None:
         future: Future[Any] = Future()
         with self._changed:
-            taken = self._items[self._next : self._next + count]
-            if not taken:  # nobody wants the results any more
+            left = self._left
+            if not left:  # nobody wants the results any more
                 return None
-            self._next += len(taken)
-            if self._next == len(self._items):
-                self._items, self._next = [], 0
+            try:
+                text, size = left.take(count)
+            except Exception as error:  # noqa: BLE001 - arguments were changed since they were checked
+                self._end(error)
+                return None
             self._chunks.append(future)
             self._changed.notify()
 
@@ -168,16 +221,19 @@ class _Mapped(_Batch):
             first = min(errors, default=len(values))
             future.set_result((values[:first], errors.get(first)))
 
-        return Chunk(self.function, taken, settle, stop=True)
+        return Chunk(self.function, text, size, settle, stop=True, flat=left.flat, common=left.common)
 
     def fail(self, error: BaseException) -> None:
+        with self._changed:
+            self._end(error)
+
+    def _end(self, error: BaseException) -> None:
+        """Have the results end with ``error``."""
         future: Future[Any] = Future()
         future.set_result(([], error))
-        with self._changed:
-            self._items, self._next = [], 0
-            self._chunks.append(future)
-            self.ended = True
-            self._changed.notify()
+        self._left, self.ended = _Calls([]), True
+        self._chunks.append(future)
+        self._changed.notify()
 
     def cancel(self) -> None:
         self.fail(CancelledError())
@@ -199,7 +255,7 @@ class _Mapped(_Batch):
                     raise error
         finally:
             with self._changed:
-                self._items, self._next, self.ended = [], 0, True
+                self._left, self.ended = _Calls([]), True
 
     def _chunk(self, deadline: float | None) -> Future[Any] | None:
         """Return the next chunk's future as soon as there is one; None after the last."""
@@ -210,6 +266,12 @@ class _Mapped(_Batch):
                 if not self._changed.wait(_left(deadline)):
                     raise TimeoutError
             return self._chunks.popleft()
+
+
+def _chunks(items: Iterator[Any], chunksize: int) -> Iterator[tuple[str, int]]:
+    """Yield ``items`` in chunks, as JSON."""
+    while chunk := list(itertools.islice(items, chunksize)):
+        yield from calls.chunks(chunk)
 
 
 def _left(deadline: float | None) -> float | None:
@@ -231,6 +293,14 @@ class _Work:
         """Whether nothing waits to be sent."""
         with self.lock:
             return not any(len(batch) for batch in self.batches)
+
+    def close_if_idle(self) -> bool:
+        """Take no more calls if nothing waits to be sent; tell whether that is so."""
+        with self.lock:
+            if any(len(batch) for batch in self.batches):
+                return False
+            self.closed = True
+            return True
 
     def take_all(self) -> list[_Batch]:
         """Return all that waits, which is the caller's from now on."""
@@ -283,20 +353,22 @@ class _Work:
 class ClusterExecutor(Executor):
     """Runs calls on the worker nodes of a cluster.
 
-    ``app`` is an app of the cluster, such as ``client.connect()`` returns (default: the current one);
-    ``queue`` is where calls go (default: the cluster's default queue).
+    ``app`` is an app of the cluster, such as ``client.connect()`` returns (default: the current one if it is
+    one, or else what that returns); ``queue`` is where calls go (default: the cluster's default queue).
+    ``max_workers`` changes nothing, for the inventory says how many processes there are.
 
     No call is lost: messages are confirmed and on quorum queues, and a call whose process dies runs again, so
-    functions should be idempotent. A call that ends its process five times fails with ``BrokenExecutor``.
+    functions should be idempotent. A call that ends its process ten times fails with ``BrokenExecutor``.
     """
 
-    def __init__(self, app: Celery | None = None, *, queue: str | None = None) -> None:
-        self._app: Celery = app or current_app._get_current_object()  # noqa: SLF001
-        if not isinstance(self._app.backend, results.Backend):
-            raise BadInputError(
-                "ClusterExecutor needs an app that is connected to a cluster",
-                next_step="clusterkit.runtime.client.connect() returns one",
-            )
+    def __init__(
+        self, max_workers: int | None = None, *, app: Celery | None = None, queue: str | None = None
+    ) -> None:
+        if isinstance(max_workers, Celery):
+            raise TypeError("max_workers is a number; ClusterExecutor(app=...) takes an app")
+        if max_workers is not None and max_workers <= 0:
+            raise ValueError("max_workers must be greater than 0")
+        self._app = _connected(app)
         self._work = _Work()
         self._dispatcher = Dispatcher(self._app, self._work, queue=queue)
         # Without a reference to this object: what nobody uses any more ends by itself.
@@ -311,8 +383,8 @@ class ClusterExecutor(Executor):
             RuntimeError: the executor was shut down.
         """
         function, args, kwargs = self._unwrapped(fn, args, kwargs)
-        call: Any = {"a": args, "k": kwargs} if kwargs else args
-        calls.check_json(call)
+        call = calls.to_json({"a": args, "k": kwargs} if kwargs else args)
+        calls.check_size(call)
         future = CallFuture()
         with self._work.lock:
             self._check_open()
@@ -345,13 +417,16 @@ class ClusterExecutor(Executor):
         if chunksize is not None and chunksize < 1:
             raise ValueError("chunksize must be >= 1.")
         function, first, keywords = self._unwrapped(fn, (), {})
-        items: list[Any] = list(zip(*iterables, strict=False))
-        if first:
-            items = [(*first, *item) for item in items]
-        if keywords:
-            items = [{"a": item, "k": keywords} for item in items]
-        calls.check_json(items)
-        batch = _Mapped(function, items, chunksize)
+        common = calls.to_json([first, keywords]) if first or keywords else ""
+        calls.check_size(common)
+        flat = len(iterables) == 1
+        items = iter(iterables[0] if flat else zip(*iterables, strict=False))
+        if chunksize is None:
+            listed, chunks = list(items), []
+            calls.check_json(listed)
+        else:
+            listed, chunks = [], list(_chunks(items, chunksize))
+        batch = _Mapped(function, _Calls(listed, chunks, flat=flat, common=common), chunksize)
         with self._work.lock:
             self._check_open()
             self._work.batches.append(batch)
@@ -383,3 +458,21 @@ class ClusterExecutor(Executor):
         if calls.knows(self._app):
             calls.check(self._app, function)
         return function, args, kwargs
+
+
+def _connected(app: Celery | None) -> Celery:
+    """Return ``app``; without one the current app, or a new one if that has no cluster.
+
+    Raises:
+        BadInputError: ``app`` is not connected to a cluster.
+        NoClusterError, ClusterUnreachableError: as ``client.connect``.
+    """
+    found: Celery = app or current_app._get_current_object()  # noqa: SLF001
+    if isinstance(found.backend, results.Backend):
+        return found
+    if app is None:
+        return client.connect()
+    raise BadInputError(
+        "ClusterExecutor needs an app that is connected to a cluster",
+        next_step="clusterkit.runtime.client.connect() returns one",
+    )

@@ -10,7 +10,10 @@ from tests.benchmarks.scene import Scene
 from tests.benchmarks.workload import MICRO, Contender, Workload
 
 _IN_MEMORY = "in memory: all is lost with the calling process"
+_ON_DISK = "confirmed, on quorum queues, acknowledged late; results in the store"
 _COUNT, _CHUNK = 100_000, 1_000
+#: Without a chunk size the standard library sends each call alone.
+_FEW, _AS_WRITTEN = 20_000, 0
 _QUICK_SHARE = 50
 
 
@@ -38,11 +41,25 @@ def contenders(
     return (
         Contender(
             "kit, ClusterExecutor",
-            "confirmed, on quorum queues, acknowledged late; results in the store",
+            _ON_DISK,
             measured("cluster"),
         ),
         Contender("ProcessPoolExecutor", _IN_MEMORY, measured("multiprocessing")),
         Contender("Parallel Python (ppft)", _IN_MEMORY, measured("ppft")),
+    )
+
+
+def as_written() -> tuple[Contender, ...]:
+    """Return the executors that do without a chunk size."""
+    return (
+        Contender(
+            "kit, no chunksize", _ON_DISK, functools.partial(measure, "cluster", _COUNT, _AS_WRITTEN, 0)
+        ),
+        Contender(
+            "ProcessPoolExecutor, no chunksize",
+            _IN_MEMORY,
+            functools.partial(measure, "multiprocessing", _FEW, _AS_WRITTEN, 0),
+        ),
     )
 
 
@@ -55,6 +72,13 @@ WORKLOAD = Workload(
     name="map",
     title="Map of 100,000 tiny calls",
     unit="calls/s",
-    contenders=contenders(lambda name: functools.partial(measure, name, _COUNT, _CHUNK, 0)),
-    notes=(f"{_CHUNK:,} calls in a message or job, one worker process per core.", *NOTES),
+    contenders=(
+        *contenders(lambda name: functools.partial(measure, name, _COUNT, _CHUNK, 0)),
+        *as_written(),
+    ),
+    notes=(
+        f"{_CHUNK:,} calls in a message or job, one worker process per core.",
+        f"No chunksize: as code is written; {_COUNT:,} calls of the kit, {_FEW:,} of the standard library.",
+        *NOTES,
+    ),
 )

@@ -1,6 +1,7 @@
 """Many calls of one function as a process of its own, on whichever executor; prints what it took, as JSON.
 
-python -m benchwork.mapping EXECUTOR PROCESSES COUNT CHUNK LOOPS     LOOPS 0: the tiny function
+python -m benchwork.mapping EXECUTOR PROCESSES COUNT CHUNK LOOPS     CHUNK 0: as code is written, without
+a chunk size; LOOPS 0: the tiny function
 """
 
 from __future__ import annotations
@@ -35,15 +36,17 @@ def cluster(_: int) -> Iterator[Mapper]:
     from benchwork.kit import app  # noqa: PLC0415 - only who measures it
     from clusterkit.runtime.executor import ClusterExecutor  # noqa: PLC0415
 
-    with ClusterExecutor(app) as executor:
-        yield lambda loops, numbers, chunk: list(executor.map(function(loops), numbers, chunksize=chunk))
+    with ClusterExecutor(app=app) as executor:
+        yield lambda loops, numbers, chunk: list(
+            executor.map(function(loops), numbers, chunksize=chunk or None)
+        )
 
 
 @contextmanager
 def processes(count: int) -> Iterator[Mapper]:
     """Call in ``count`` processes of Python's own."""
     with ProcessPoolExecutor(count) as pool:
-        yield lambda loops, numbers, chunk: list(pool.map(function(loops), numbers, chunksize=chunk))
+        yield lambda loops, numbers, chunk: list(pool.map(function(loops), numbers, chunksize=chunk or 1))
 
 
 @contextmanager
@@ -83,7 +86,7 @@ def main() -> None:
     count, calls, chunk, loops = map(int, rest)
     numbers = range(calls)
     with EXECUTORS[name](count) as mapper:
-        mapper(loops, numbers[: max(calls // 20, count)], max(chunk // 20, 1))
+        mapper(loops, numbers[: max(calls // 20, count)], chunk and max(chunk // 20, 1))
         turn.wait()
         began = time.perf_counter()
         results = mapper(loops, numbers, chunk)
