@@ -141,9 +141,10 @@ class Batches:
         return batch
 
     def _goes_alone(self, request: Any) -> bool:
-        """Whether ``request`` has limits that count from its own begin."""
+        """Whether ``request`` has limits that count from its begin, or is acknowledged then, not late."""
         pool = self._consumer.pool._pool  # noqa: SLF001 - billiard's, below Celery's
-        return any(request.time_limits) or bool(request.task.soft_time_limit or pool.soft_timeout)
+        limited = any(request.time_limits) or request.task.soft_time_limit or pool.soft_timeout
+        return bool(limited or not request.task.acks_late)
 
     def _limit_of(self, request: Any) -> float | None:
         limit: float | None = request.task.time_limit or self._consumer.pool._pool.timeout  # noqa: SLF001

@@ -29,6 +29,11 @@ class Pool:
         return job
 
 
+def task(**more: Any) -> SimpleNamespace:
+    """A task without limits of its own, acknowledged late."""
+    return SimpleNamespace(**{"soft_time_limit": None, "time_limit": None, "acks_late": True, **more})
+
+
 class Request:
     """What a batch asks of a task, and what it was told."""
 
@@ -36,7 +41,7 @@ class Request:
         self.id, self.name, self.type = id, name, name
         self.request_dict: dict[str, Any] = {}
         self.body = self.content_type = self.content_encoding = None
-        self.task = SimpleNamespace(soft_time_limit=None, time_limit=None)
+        self.task = task()
         self.time_limits = (None, None)
         self.acknowledged = self._already_cancelled = self._already_revoked = False
         self.is_revoked = False
@@ -135,16 +140,28 @@ def test_no_more_go_together_than_the_profile_says() -> None:
         Request("other", name="long"),
         Request("other", name="never seen"),
         Request("other", time_limits=(5, None)),
-        Request("other", task=SimpleNamespace(soft_time_limit=5, time_limit=None)),
-        Request("other", task=SimpleNamespace(soft_time_limit=None, time_limit=5)),
+        Request("other", task=task(soft_time_limit=5)),
+        Request("other", task=task(time_limit=5)),
+        Request("other", task=task(acks_late=False)),
     ],
-    ids=["long", "unknown", "own limit", "soft limit", "another limit"],
+    ids=["long", "unknown", "own limit", "soft limit", "another limit", "acknowledged early"],
 )
 def test_a_task_that_is_different_goes_with_nobody(other: Request) -> None:
     worker = Worker()
     assert worker.batch_of(Request("a"), Request("b"), other, Request("c")).ids == ["a", "b"]
     worker.next_slot()
     assert worker.alone == ["other"] or worker.pool.jobs[-1].ids == ["other"]
+
+
+def test_what_is_acknowledged_when_it_begins_is_never_acknowledged_for_others() -> None:
+    """In a batch all would be at once; those that their process does not come to would be gone."""
+    worker = Worker()
+    early = [Request(each, task=task(acks_late=False)) for each in "abc"]
+    worker.take(Request("first"), *early)
+    for _ in early:
+        worker.next_slot()
+    assert worker.alone == ["a", "b", "c"]
+    assert [job.ids for job in worker.pool.jobs] == [["first"]]
 
 
 def test_a_revoked_task_is_left_out() -> None:
