@@ -21,11 +21,15 @@ class Pool:
 
     def __init__(self) -> None:
         self.jobs: list[SimpleNamespace] = []
-        self._pool = SimpleNamespace(timeout=60, soft_timeout=None)
+        self._pool = SimpleNamespace(timeout=60, soft_timeout=None, _cache={})
+        self.closed = False
 
     def apply_async(self, target: Any, args: Any, **options: Any) -> Any:
+        if self.closed:
+            return None
         job = SimpleNamespace(_job=len(self.jobs), slot=args[0], ids=[each[1] for each in args[1]], **options)
         self.jobs.append(job)
+        self._pool._cache[job._job] = job
         return job
 
 
@@ -209,6 +213,59 @@ def test_only_the_task_over_its_limit_is_told_so() -> None:
     assert requests[1].told == [TimeLimitExceeded, ("timeout", False, 60)]
     assert requests[2].told == []
     assert job.timeout == 60 + batches.SPAN
+
+
+@pytest.fixture
+def few_slots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let two batches count at a time."""
+    monkeypatch.setattr(batches, "_SLOTS", 2)
+
+
+def done(job: SimpleNamespace) -> None:
+    job.callback((0.001, [(True, (0, "", 0.001))] * len(job.ids)))
+
+
+@pytest.mark.usefixtures("few_slots")
+def test_no_batch_counts_where_an_older_one_still_does() -> None:
+    worker = Worker(processes=2)
+    worker.take(Request("slow"))
+    slow = worker.pool.jobs[0]
+    for number in range(10):
+        worker.take(Request(str(number)))
+        assert worker.pool.jobs[-1].slot != slow.slot
+        done(worker.pool.jobs[-1])
+        worker.next_slot()
+
+
+@pytest.mark.usefixtures("few_slots")
+@pytest.mark.parametrize("end", [done, lambda job: job.error_callback(error(WorkerLostError()))])
+def test_a_batch_gives_its_count_back_once_however_it_ends(end: Any) -> None:
+    worker = Worker()
+    for number in range(10):
+        worker.take(Request(str(number)))
+        end(worker.pool.jobs[-1])
+        end(worker.pool.jobs[-1])
+        worker.next_slot()
+    assert len(worker.pool.jobs) == 10
+    assert sorted(worker.batches._free) == [0, 1]
+
+
+@pytest.mark.usefixtures("few_slots")
+def test_a_pool_that_takes_no_job_takes_no_count() -> None:
+    worker = Worker()
+    worker.pool.closed = True
+    worker.take(Request("a"))
+    assert sorted(worker.batches._free) == [0, 1]
+
+
+@pytest.mark.usefixtures("few_slots")
+def test_tasks_go_alone_while_each_count_is_taken_and_what_the_pool_forgot_gives_its_own_back() -> None:
+    worker = Worker(processes=4)
+    worker.take(Request("a"), Request("b"), Request("c"))
+    assert worker.alone == ["c"]
+    worker.pool._pool._cache.clear()  # as Celery's does when the connection is lost
+    worker.take(Request("d"))
+    assert worker.pool.jobs[-1].ids == ["d"]
 
 
 def test_a_task_that_is_terminated_takes_none_of_its_batch_with_it() -> None:
