@@ -169,8 +169,10 @@ class Pipeline:
         self._left_at = time.monotonic()
 
     def poll(self, seconds: float = _GLANCE) -> None:
-        """Take note of what the broker has said by now, or says within ``seconds``; raises as ``send``."""
-        self._begin()
+        """Take note of what the broker has said by now, or says within ``seconds``; raises as ``send``.
+
+        The time since the last call counts against the broker: who polls has nothing better to do.
+        """
         if self._pending or self._again:
             self._turn(seconds)
         self._left_at = time.monotonic()
@@ -190,8 +192,8 @@ class Pipeline:
     def _begin(self) -> None:
         """Have the time in which the caller did something else not count against the broker."""
         now = time.monotonic()
-        if not (self._pending or self._again) or now - self._left_at > RETRY_INTERVAL:
-            self._progress_at = now
+        awaited = self._pending or self._again
+        self._progress_at = self._progress_at + now - self._left_at if awaited else now
 
     def _settle(self, most: int, most_bytes: int) -> None:
         while self._again or len(self._pending) > most or self._pending_bytes > most_bytes:
