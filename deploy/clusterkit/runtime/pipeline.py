@@ -69,7 +69,7 @@ class Message:
 
 
 class Outcomes(Protocol):
-    """Who is told what became of messages."""
+    """Who is told what became of messages, of each once; what it raises, the pipeline's caller gets."""
 
     def confirmed(self, message: Message) -> None:
         """The broker has it, on disk and on a majority of the queue's members."""
@@ -126,6 +126,8 @@ class Pipeline:
         self._again_at = 0.0
         #: Ids that came back, and why: their confirms follow, and mean nothing.
         self._returned: dict[str, str] = {}
+        #: What became of messages, and was not told yet: message, reason of a refusal.
+        self._untold: deque[tuple[Message, str | None]] = deque()
         self._declared: list[Any] = []
         self._problem: Exception | None = None
         self._progress_at = self._left_at = self._connected_at = time.monotonic()
@@ -248,7 +250,10 @@ class Pipeline:
     # -- the connection
 
     def _guarded(self, act: Callable[..., Any], *args: Any) -> None:
-        """Do something on the connection; when that is lost, all that is unconfirmed is to be sent again."""
+        """Do something on the connection; when that is lost, all that is unconfirmed is to be sent again.
+
+        What became of messages is told afterwards: trouble of who is told is none of the connection.
+        """
         try:
             act(*args)
         except self._lost as error:
@@ -263,6 +268,24 @@ class Pipeline:
         except BaseException:
             self.close()
             raise
+        finally:
+            if self._untold:
+                self._tell()
+
+    def _tell(self) -> None:
+        """Tell of all messages what became of them; what a callback raises comes after that."""
+        problem: BaseException | None = None
+        while self._untold:
+            message, reason = self._untold.popleft()
+            try:
+                if reason is None:
+                    self._outcomes.confirmed(message)
+                else:
+                    self._outcomes.refused(message, reason)
+            except BaseException as error:  # noqa: BLE001 - is raised below
+                problem = problem or error
+        if problem is not None:
+            raise problem
 
     def _connect(self) -> None:
         left = self._timeout and max(self._timeout - (time.monotonic() - self._progress_at), 0.01)
@@ -299,18 +322,14 @@ class Pipeline:
 
     def _on_ack(self, tag: int, multiple: bool) -> None:  # noqa: FBT001 - py-amqp's signature
         for message in self._take(tag, multiple=multiple):
-            reason = self._returned.pop(message.id, None) if self._returned else None
-            if reason is None:
-                self._outcomes.confirmed(message)
-            else:
-                self._outcomes.refused(message, reason)
+            self._untold.append((message, self._returned.pop(message.id, None) if self._returned else None))
 
     def _on_nack(self, tag: int, multiple: bool) -> None:  # noqa: FBT001 - py-amqp's signature
         now = time.monotonic()
         for message in self._take(tag, multiple=multiple):
             message.give_up_at = message.give_up_at or now + (self._timeout or math.inf)
             if now >= message.give_up_at:
-                self._outcomes.refused(message, "the queue is full")
+                self._untold.append((message, "the queue is full"))
             else:
                 self._again.append(message)
                 self._again_at = now + RETRY_INTERVAL

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from amqp import Connection
+from amqp.exceptions import AccessRefused
 
 from clusterkit.runtime import pipeline
 from clusterkit.runtime.errors import PublishTimeoutError
@@ -170,3 +171,67 @@ def test_time_in_which_the_next_message_was_not_there_does_not_count(clock: Cloc
     broker.says("basic_ack", 6, True)
     pipe.finish()
     assert told.outcomes == [(number, None) for number in range(1, 7)]
+
+
+@pytest.mark.parametrize("trouble", [BrokenPipeError("standard output"), KeyboardInterrupt()], ids=repr)
+def test_who_is_told_may_fail_and_every_message_is_told_all_the_same(
+    trouble: BaseException, clock: Clock, told: Told
+) -> None:
+    """A broken pipe is no lost connection: nothing is sent again, and no outcome disappears."""
+    broker, pipe = opened(clock, told)
+    told.raises = trouble
+    broker.says(
+        "basic_return", None, "exchange", "nowhere", SimpleNamespace(properties={"correlation_id": "id2"})
+    )
+    broker.says("basic_ack", 3, True)
+    with pytest.raises(type(trouble)):
+        pipe.poll()
+    assert told.outcomes == [
+        (1, None),
+        (2, "no queue takes the routing key 'nowhere' of exchange 'exchange'"),
+        (3, None),
+    ]
+    assert not pipe.unconfirmed
+    told.raises = None
+    pipe.send(message(4))
+    broker.says("basic_ack", 4, False)
+    pipe.finish()
+    assert (told.outcomes[3:], broker.connects, len(broker.written)) == ([(4, None)], 1, 4)
+
+
+def test_what_the_broker_said_before_a_connection_was_lost_is_told(clock: Clock, told: Told) -> None:
+    broker, pipe = opened(clock, told)
+    broker.says("basic_ack", 2, True)
+    broker.answers.append(lost)
+    pipe.poll()
+    assert told.outcomes == [(1, None), (2, None)]
+    assert [message.number for message in pipe.unconfirmed] == [3]
+
+
+def test_what_the_broker_said_before_an_error_is_told(clock: Clock, told: Told) -> None:
+    broker, pipe = opened(clock, told)
+    broker.says("basic_ack", 2, True)
+    broker.answers.append(no_right)
+    with pytest.raises(AccessRefused):
+        pipe.poll()
+    assert told.outcomes == [(1, None), (2, None)]
+
+
+def test_what_a_full_queue_refuses_is_sent_again_until_its_time_is_over(clock: Clock, told: Told) -> None:
+    broker, pipe = opened(clock, told, timeout=2.0)
+    broker.says("basic_nack", 3, True)
+    pipe.poll()
+    assert not told.outcomes
+    broker.answers.append(lambda: clock.wait(2))
+    broker.says("basic_nack", 6, True)
+    pipe.finish()
+    assert [number for number, _ in told.outcomes] == [1, 2, 3]
+    assert {reason for _, reason in told.outcomes} == {"the queue is full"}
+
+
+def lost() -> None:
+    raise ConnectionResetError
+
+
+def no_right() -> None:
+    raise AccessRefused
