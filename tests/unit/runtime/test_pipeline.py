@@ -40,6 +40,7 @@ class Broker:
         self.written: list[bytes] = []
         self.timeouts: list[tuple[str, float | None]] = []
         self.timeout: float | None = None
+        self.stuck: list[int] = []
 
     def connection_for_write(self) -> Broker:
         return self
@@ -81,6 +82,9 @@ class Broker:
 
     def _write(self, data: bytes) -> None:
         self._wait_for("write")
+        if self.node in self.stuck:
+            self.clock.wait(self.timeout or 0)
+            raise TimeoutError
         self.written.append(data)
 
     def _drain(self, timeout: float) -> None:
@@ -227,6 +231,53 @@ def test_what_a_full_queue_refuses_is_sent_again_until_its_time_is_over(clock: C
     pipe.finish()
     assert [number for number, _ in told.outcomes] == [1, 2, 3]
     assert {reason for _, reason in told.outcomes} == {"the queue is full"}
+
+
+@pytest.mark.parametrize(
+    ("nodes", "timeout", "expected"),
+    [(1, 15.0, 15.0), (1, None, None), (3, 15.0, 4.0), (3, 2.0, 2.0), (3, None, 4.0)],
+)
+def test_no_wait_of_a_connection_is_longer_than_a_node_or_the_caller_has_time(
+    nodes: int, timeout: float | None, expected: float | None, clock: Clock, told: Told
+) -> None:
+    broker, _ = opened(clock, told, nodes=nodes, timeout=timeout)
+    assert broker.timeouts == [(what, expected) for what in ("channel", "confirms", *["write"] * 3)]
+
+
+def test_a_node_that_does_not_read_is_left_for_another_that_gets_the_same_messages(
+    clock: Clock, told: Told
+) -> None:
+    broker, pipe = opened(clock, told, nodes=3)
+    broker.written.clear()
+    broker.stuck = [0]
+    began = clock.now
+    pipe.send(message(4))
+    assert clock.now - began == pytest.approx(4, abs=1)
+    assert broker.node == 1
+    broker.says("basic_ack", 4, True)
+    pipe.finish()
+    assert [number for number, _ in told.outcomes] == [1, 2, 3, 4]
+    assert len(broker.written) == 4
+    assert broker.timeout == 6.0
+
+
+def test_patience_has_an_end(clock: Clock, told: Told) -> None:
+    broker, pipe = opened(clock, told, nodes=3, timeout=None)
+    broker.stuck = list(range(10_000))
+    for _ in range(3_000):
+        pipe.poll(1.0)
+    broker.stuck.clear()
+    pipe.poll(1.0)
+    assert broker.timeout == 60.0
+
+
+def test_a_large_message_has_time_for_each_of_its_pieces(clock: Clock, told: Told) -> None:
+    broker, pipe = opened(clock, told)
+    broker.written.clear()
+    large = message(4, b"x" * 5 * 2**19)
+    pipe.send(large)
+    assert [len(piece) > 2**18 for piece in broker.written] == [True] * 3
+    assert b"".join(broker.written) == pipeline.frames(large, 1, 131_072)
 
 
 def lost() -> None:
