@@ -67,7 +67,7 @@ class Message:
     target: bytes
     head: bytes
     body: bytes
-    #: When the broker's refusals (a full queue) count, by the monotonic clock; 0 before the first.
+    #: When the broker's refusals (of a full queue, say) count, by the monotonic clock; 0 before the first.
     give_up_at: float = 0.0
 
 
@@ -339,7 +339,7 @@ class Pipeline:
         for message in self._take(tag, multiple=multiple):
             message.give_up_at = message.give_up_at or now + (self._timeout or math.inf)
             if now >= message.give_up_at:
-                self._untold.append((message, "the queue is full"))
+                self._untold.append((message, "the broker refused it (queue full, or not available)"))
             else:
                 self._again.append(message)
                 self._again_at = now + RETRY_INTERVAL

@@ -230,7 +230,7 @@ def test_what_a_full_queue_refuses_is_sent_again_until_its_time_is_over(clock: C
     broker.says("basic_nack", 6, True)
     pipe.finish()
     assert [number for number, _ in told.outcomes] == [1, 2, 3]
-    assert {reason for _, reason in told.outcomes} == {"the queue is full"}
+    assert {reason for _, reason in told.outcomes} == {"the broker refused it (queue full, or not available)"}
 
 
 @pytest.mark.parametrize(
