@@ -15,7 +15,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from celery import Celery
+from celery import Celery, signature
 from harness import BIN, ENVIRONMENT, ROOT, LocalCluster, eventually
 
 from clusterkit.ops.deployment import operator_app
@@ -81,7 +81,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "none": {},
     "priority and time limits": {"priority": 4, "time_limit": 30, "soft_time_limit": 20},
     "a result nobody wants": {"ignore_result": True, "shadow": "other name"},
-    "links": {"link": [], "group_id": "g", "headers": {"tenant": "a"}},
+    "links": {"link": [signature(ECHO, args=(1,), queue=QUEUE)], "link_error": signature(ECHO)},
+    "a chord": {"chord": signature(ECHO, immutable=True), "group_id": "g", "headers": {"tenant": "a"}},
     "an expiry": {"expires": 600},
     "compression": {"compression": "zlib", "argsrepr": "(hidden)"},
     "a delay": {"countdown": 2},
@@ -278,7 +279,7 @@ def test_what_a_full_queue_refuses_is_sent_again_and_then_told(
         )
         assert time.monotonic() - began > 2
         assert refused
-        assert {one.reason for one in refused} == {"the queue is full"}
+        assert {one.reason for one in refused} == {"the broker refused it (queue full, or not available)"}
         assert submission.confirmed + submission.refused == 400
         assert len(parked(submission.confirmed)) == submission.confirmed
     finally:

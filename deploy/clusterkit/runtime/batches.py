@@ -40,7 +40,7 @@ SPAN: Final = 0.1
 #: Weight of the newest batch in how long a task of some name takes.
 _WEIGHT: Final = 0.3
 
-#: How many of its tasks each batch has begun, by number; pool processes are forked and share it.
+#: How many of its tasks each batch has begun, by slot; pool processes are forked and share it.
 _SLOTS: Final = 1_024
 _COUNT: Final = struct.Struct("I")
 _begun: Final = mmap.mmap(-1, _SLOTS * _COUNT.size)
@@ -76,11 +76,13 @@ class Batches:
         self._waiting: deque[Any] = deque()
         #: How many slots of the pool were asked for and not yet given.
         self._asked = 0
-        self._number = 0
+        #: Slots of the count that no batch has. The one that was given back first is taken first: a process
+        #: that is killed for its time limit may write into its slot a moment longer.
+        self._free = deque(range(_SLOTS))
         #: Task's name -> seconds one takes, as measured.
         self._seconds: dict[str, float] = {}
-        #: Number of a batch's job in the pool -> its tasks.
-        self._running: dict[Any, list[Any]] = {}
+        #: Number of a batch's job in the pool -> its slot of the count, its tasks.
+        self._running: dict[Any, tuple[int, list[Any]]] = {}
 
     def take(self, request: Any) -> None:
         """Have ``request`` run as soon as a process is idle."""
@@ -100,7 +102,7 @@ class Batches:
 
     def of(self, job: Any) -> list[Any]:
         """Return the tasks that the pool's ``job`` consists of; none if it is no batch."""
-        return self._running.get(job, [])
+        return self._running[job][1] if job in self._running else []
 
     def _ask(self) -> None:
         slots = self._consumer.controller.semaphore
@@ -111,6 +113,8 @@ class Batches:
     def _begin(self) -> None:
         """Use a slot of the pool, which is ours now."""
         self._asked = max(self._asked - 1, 0)
+        if not self._free:
+            self._reclaim()
         batch = self._next_batch()
         if not batch:
             self._consumer.controller.semaphore.release()
@@ -119,6 +123,12 @@ class Batches:
         else:
             self._send(batch)
         self._ask()
+
+    def _reclaim(self) -> None:
+        """Take back the slots of batches that the pool forgot, as it does when a connection is lost."""
+        for job in self._running.keys() - self._consumer.pool._pool._cache.keys():  # noqa: SLF001
+            slot, _ = self._running.pop(job)
+            self._free.append(slot)
 
     def _next_batch(self) -> list[Any]:
         """Take from those that wait what goes into the pool together."""
@@ -141,9 +151,13 @@ class Batches:
         return batch
 
     def _goes_alone(self, request: Any) -> bool:
-        """Whether ``request`` has limits that count from its own begin."""
+        """Whether ``request`` has limits that count from its begin, or is acknowledged then, not late.
+
+        All go alone while no slot is free, which takes more processes than there are slots.
+        """
         pool = self._consumer.pool._pool  # noqa: SLF001 - billiard's, below Celery's
-        return any(request.time_limits) or bool(request.task.soft_time_limit or pool.soft_timeout)
+        limited = any(request.time_limits) or request.task.soft_time_limit or pool.soft_timeout
+        return bool(limited or not request.task.acks_late or not self._free)
 
     def _limit_of(self, request: Any) -> float | None:
         limit: float | None = request.task.time_limit or self._consumer.pool._pool.timeout  # noqa: SLF001
@@ -151,8 +165,7 @@ class Batches:
 
     def _send(self, batch: list[Any]) -> None:
         job: Any = None
-        self._number = (self._number + 1) % _SLOTS
-        slot, begin = self._number, time.monotonic()
+        slot, begin = self._free.popleft(), time.monotonic()
         _COUNT.pack_into(_begun, slot * _COUNT.size, 0)
         limit = self._limit_of(batch[0])
 
@@ -160,13 +173,17 @@ class Batches:
             for request in batch:
                 request.on_accepted(pid, time_accepted)
 
+        def over() -> None:
+            if self._running.pop(job, None):
+                self._free.append(slot)
+
         def ended(result: tuple[float, list[Outcome]]) -> None:
-            self._running.pop(job, None)
+            over()
             self._ended(batch, *result)
 
         def died(why: ExceptionInfo) -> None:
-            self._running.pop(job, None)
             (begun,) = _COUNT.unpack_from(_begun, slot * _COUNT.size)
+            over()
             logger.warning(
                 "%d of %d tasks in a process had begun when it ended after %.3f s: %r",
                 begun,
@@ -199,9 +216,11 @@ class Batches:
             timeout=limit and limit + SPAN,
             correlation_id=batch[0].id,
         )
-        if result is not None:  # None: the pool is closed, and the messages go back with the connection
+        if result is None:  # the pool is closed, and the messages go back with the connection
+            self._free.append(slot)
+        else:
             job = result._job  # noqa: SLF001
-            self._running[job] = batch
+            self._running[job] = (slot, batch)
 
     def _ended(self, batch: list[Any], seconds: float, outcomes: list[Outcome]) -> None:
         for request in batch[: len(outcomes)]:

@@ -11,6 +11,7 @@ once (`pipeline`), and what they have in common is made once (`messages`).
 
 from __future__ import annotations
 
+import contextlib
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -171,12 +172,16 @@ def submit_many(  # noqa: PLR0913 - what apply_async takes, and how
         BadInputError, TypeError, kombu.exceptions.EncodeError: an item, or an option, is none. Items before
             it were sent.
         amqp.exceptions.ChannelError: the broker closed the channel (no such exchange, no right to it).
+
+    Whatever ends it, also the iterable's own exception or Ctrl-C, has the ``submission`` as an attribute, and
+    a note with its counts.
     """
     own: Celery = app or getattr(task, "app", None) or current_app._get_current_object()  # noqa: SLF001
-    if "task_id" in options:
-        raise BadInputError(
-            "submit_many: task_id cannot be given: there are many tasks, and each has its own"
-        )
+    for name in ("task_id", "correlation_id"):
+        if name in options:
+            raise BadInputError(
+                f"submit_many: {name} cannot be given: there are many tasks, and each has its own"
+            )
     if window < 1:
         raise BadInputError(f"submit_many: window is {window}; it is 1 at least")
     submission = Submission(own, own.AsyncResult if isinstance(task, str) else task.AsyncResult)
@@ -186,13 +191,17 @@ def submit_many(  # noqa: PLR0913 - what apply_async takes, and how
     try:
         _send(Maker(own, task, options), pipeline, iterable, submission, counter, progress)
     except PublishTimeoutError as error:
-        submission.unknown = tuple(sorted(message.number for message in pipeline.unconfirmed))
+        submission.unknown = _numbers(pipeline.unconfirmed)
         late = SubmissionTimeoutError(
             f"{submission.confirmed} of {submission.sent} tasks are confirmed, then: {error}",
             next_step=error.next_step,
         )
         late.submission = submission
         raise late from error
+    except BaseException as error:
+        submission.unknown = _numbers(pipeline.unconfirmed)
+        _add(submission, error)
+        raise
     finally:
         pipeline.close()
     if counter.first:
@@ -239,6 +248,21 @@ def _send(  # noqa: PLR0913, PLR0917
     pipeline.finish()
     if progress:
         progress(submission.confirmed, submission.sent)
+
+
+def _numbers(messages: Iterable[Message]) -> tuple[int, ...]:
+    return tuple(sorted(message.number for message in messages))
+
+
+def _add(submission: Submission, error: BaseException) -> None:
+    """Have ``error`` say what is known of ``submission``."""
+    with contextlib.suppress(AttributeError, TypeError):  # some exceptions take no attributes
+        error.submission = submission  # type: ignore[attr-defined]
+        error.add_note(
+            f"submit_many: {submission.confirmed} of {submission.sent} tasks are confirmed,"
+            f" {submission.refused} refused, {len(submission.unknown)} unknown; the attribute `submission`"
+            " has their ids"
+        )
 
 
 def _arguments(item: Any) -> tuple[Sequence[Any], Mapping[str, Any]]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import celery.worker.consumer
 from amqp.exceptions import RecoverableConnectionError
 from celery import bootsteps
+from celery.concurrency import solo
 from celery.exceptions import NotRegistered
 from celery.utils.log import get_logger
 from celery.utils.threads import bound_open_broker_sockets
@@ -60,6 +61,9 @@ class Consumer(celery.worker.consumer.Consumer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         properties.tolerate()
+        if isinstance(self.pool, solo.TaskPool):
+            # Nobody would send any while a task runs, and a long one would be delivered again beside itself.
+            self.amqheartbeat = 0
         if not self.hub and self.pool.is_green:
             self.app.events.dispatcher_cls = Dispatcher
             # Each task has a greenlet of its own, for which Celery would make a result backend of its own:
@@ -252,7 +256,8 @@ class Consumer(celery.worker.consumer.Consumer):
 def _check(message: Message) -> None:
     """Raise unless ``message`` is one that Celery's strategies can take.
 
-    The payload is decoded once and kept by the message, so a good one costs no second decoding.
+    Celery looks into the payload here as well, and the message keeps it: a good one costs this process no
+    second decoding. With protocol 2 a pool process gets the body as it came, and decodes it again.
     """
     headers = message.headers or {}
     if "task" not in headers:

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol
 
 from amqp import spec
-from amqp.exceptions import RecoverableConnectionError
 from amqp.serialization import dumps
 from kombu.common import maybe_declare
 
@@ -36,11 +35,15 @@ WINDOW: Final = 1_000
 WINDOW_BYTES: Final = 16 * 2**20
 #: Seconds that a look at what the broker said may take when nothing is awaited.
 _GLANCE = 0.000_1
-#: Seconds without any confirm after which another node of the broker is tried, half as many again each time.
+#: Seconds without any confirm after which another node of the broker is tried, half as many again each time,
+#: up to the last figure; and that a write may take where there is another.
 #: One that is cut off from the others takes messages and confirms none, until it notices within a minute.
 #: The queues it led have another leader after 9 s (RabbitMQ 4.0), which who connected before may not hear of.
 _PATIENCE: Final = 4.0
 _MORE: Final = 1.5
+_MOST_PATIENCE: Final = 60.0
+#: Bytes of a message that are written at a time: each may take as long as the node has to answer.
+_WRITE_AT_ONCE: Final = 2**20
 #: A method frame, a header frame and a body frame of AMQP 0-9-1 (its specification, 4.2.3), on a channel.
 _METHOD, _HEADER, _BODY = 1, 2, 3
 _FRAME_START: Final = struct.Struct(">BHI")
@@ -64,12 +67,12 @@ class Message:
     target: bytes
     head: bytes
     body: bytes
-    #: When the broker's refusals (a full queue) count, by the monotonic clock; 0 before the first.
+    #: When the broker's refusals (of a full queue, say) count, by the monotonic clock; 0 before the first.
     give_up_at: float = 0.0
 
 
 class Outcomes(Protocol):
-    """Who is told what became of messages."""
+    """Who is told what became of messages, of each once; what it raises, the pipeline's caller gets."""
 
     def confirmed(self, message: Message) -> None:
         """The broker has it, on disk and on a majority of the queue's members."""
@@ -126,6 +129,8 @@ class Pipeline:
         self._again_at = 0.0
         #: Ids that came back, and why: their confirms follow, and mean nothing.
         self._returned: dict[str, str] = {}
+        #: What became of messages, and was not told yet: message, reason of a refusal.
+        self._untold: deque[tuple[Message, str | None]] = deque()
         self._declared: list[Any] = []
         self._problem: Exception | None = None
         self._progress_at = self._left_at = self._connected_at = time.monotonic()
@@ -169,8 +174,10 @@ class Pipeline:
         self._left_at = time.monotonic()
 
     def poll(self, seconds: float = _GLANCE) -> None:
-        """Take note of what the broker has said by now, or says within ``seconds``; raises as ``send``."""
-        self._begin()
+        """Take note of what the broker has said by now, or says within ``seconds``; raises as ``send``.
+
+        The time since the last call counts against the broker: who polls has nothing better to do.
+        """
         if self._pending or self._again:
             self._turn(seconds)
         self._left_at = time.monotonic()
@@ -190,8 +197,8 @@ class Pipeline:
     def _begin(self) -> None:
         """Have the time in which the caller did something else not count against the broker."""
         now = time.monotonic()
-        if not (self._pending or self._again) or now - self._left_at > RETRY_INTERVAL:
-            self._progress_at = now
+        awaited = self._pending or self._again
+        self._progress_at = self._progress_at + now - self._left_at if awaited else now
 
     def _settle(self, most: int, most_bytes: int) -> None:
         while self._again or len(self._pending) > most or self._pending_bytes > most_bytes:
@@ -219,16 +226,16 @@ class Pipeline:
                 self._amqp.drain_events(timeout=seconds)
                 seconds = _GLANCE
         if self._pending and self._is_silent():
-            self.close()
-            self._connection.maybe_switch_next()
-            self._patience *= _MORE
-            raise RecoverableConnectionError("the node confirms nothing, and says nothing of an alarm")
+            raise TimeoutError("the node confirms nothing, and says nothing of an alarm")
 
     def _is_silent(self) -> bool:
         """Whether this node has confirmed nothing for long, gives no reason for it, and there are others."""
         since = max(self._progress_at, self._connected_at)
-        others = len(self._connection.alt) > 1
-        return others and not self._blocked and time.monotonic() - since > self._patience
+        return self._has_others() and not self._blocked and time.monotonic() - since > self._patience
+
+    def _has_others(self) -> bool:
+        """Whether there are other nodes of the broker."""
+        return len(self._connection.alt) > 1
 
     def _overdue(self) -> bool:
         waiting = bool(self._pending or self._again)
@@ -236,7 +243,8 @@ class Pipeline:
 
     def _give_up(self) -> NoReturn:
         held_back = "it holds publishers back (an alarm), or cannot be reached"
-        why = f"it cannot be reached: {self._problem}" if self._problem else held_back
+        unreachable = self._problem and not self._blocked
+        why = f"it cannot be reached: {self._problem}" if unreachable else held_back
         raise PublishTimeoutError(
             f"the broker confirmed nothing for {self._timeout:g} s: {why}; whether it has the"
             f" {len(self.unconfirmed)} messages that were on their way is unknown, and they may still run",
@@ -246,11 +254,17 @@ class Pipeline:
     # -- the connection
 
     def _guarded(self, act: Callable[..., Any], *args: Any) -> None:
-        """Do something on the connection; when that is lost, all that is unconfirmed is to be sent again."""
+        """Do something on the connection; when that is lost, all that is unconfirmed is to be sent again.
+
+        What became of messages is told afterwards: trouble of who is told is none of the connection.
+        """
         try:
             act(*args)
         except self._lost as error:
             self.close()
+            if isinstance(error, TimeoutError):  # the node is stuck, or cut off from the others
+                self._connection.maybe_switch_next()
+                self._patience = min(self._patience * _MORE, _MOST_PATIENCE)
             # Connecting can fail at once; and what was sent again is lost once more.
             self._again_at = time.monotonic() + (RETRY_INTERVAL if self._problem else 0)
             self._problem = error
@@ -261,6 +275,24 @@ class Pipeline:
         except BaseException:
             self.close()
             raise
+        finally:
+            if self._untold:
+                self._tell()
+
+    def _tell(self) -> None:
+        """Tell of all messages what became of them; what a callback raises comes after that."""
+        problem: BaseException | None = None
+        while self._untold:
+            message, reason = self._untold.popleft()
+            try:
+                if reason is None:
+                    self._outcomes.confirmed(message)
+                else:
+                    self._outcomes.refused(message, reason)
+            except BaseException as error:  # noqa: BLE001 - is raised below
+                problem = problem or error
+        if problem is not None:
+            raise problem
 
     def _connect(self) -> None:
         left = self._timeout and max(self._timeout - (time.monotonic() - self._progress_at), 0.01)
@@ -272,6 +304,9 @@ class Pipeline:
             reraise_as_library_errors=False,
         )
         self._amqp = self._connection.connection
+        # A write, or an answer to what follows, that takes longer is that of a broker which is stuck.
+        waits = [each for each in (self._timeout, self._patience if self._has_others() else None) if each]
+        self._amqp.transport.sock.settimeout(min(waits, default=None))
         self._blocked = False
         self._amqp.on_blocked, self._amqp.on_unblocked = self._on_blocked, self._on_unblocked
         channel = self._connection.channel()
@@ -281,8 +316,6 @@ class Pipeline:
         channel.events["basic_return"].add(self._on_return)
         for entity in self._declared:
             maybe_declare(entity, channel)
-        # A write that takes longer is one to a broker that does not read.
-        self._amqp.transport.sock.settimeout(self._timeout)
         self._tag, self._channel = 0, channel
         self._connected_at = time.monotonic()
 
@@ -293,22 +326,20 @@ class Pipeline:
         # First: a write that fails half-way has to be done again.
         self._pending[self._tag] = message
         self._pending_bytes += len(message.body)
-        self._amqp.transport.write(frames(message, self._channel.channel_id, self._amqp.frame_max))
+        data = frames(message, self._channel.channel_id, self._amqp.frame_max)
+        for begin in range(0, len(data), _WRITE_AT_ONCE):
+            self._amqp.transport.write(data[begin : begin + _WRITE_AT_ONCE])
 
     def _on_ack(self, tag: int, multiple: bool) -> None:  # noqa: FBT001 - py-amqp's signature
         for message in self._take(tag, multiple=multiple):
-            reason = self._returned.pop(message.id, None) if self._returned else None
-            if reason is None:
-                self._outcomes.confirmed(message)
-            else:
-                self._outcomes.refused(message, reason)
+            self._untold.append((message, self._returned.pop(message.id, None) if self._returned else None))
 
     def _on_nack(self, tag: int, multiple: bool) -> None:  # noqa: FBT001 - py-amqp's signature
         now = time.monotonic()
         for message in self._take(tag, multiple=multiple):
             message.give_up_at = message.give_up_at or now + (self._timeout or math.inf)
             if now >= message.give_up_at:
-                self._outcomes.refused(message, "the queue is full")
+                self._untold.append((message, "the broker refused it (queue full, or not available)"))
             else:
                 self._again.append(message)
                 self._again_at = now + RETRY_INTERVAL

@@ -21,12 +21,21 @@ class Pool:
 
     def __init__(self) -> None:
         self.jobs: list[SimpleNamespace] = []
-        self._pool = SimpleNamespace(timeout=60, soft_timeout=None)
+        self._pool = SimpleNamespace(timeout=60, soft_timeout=None, _cache={})
+        self.closed = False
 
     def apply_async(self, target: Any, args: Any, **options: Any) -> Any:
+        if self.closed:
+            return None
         job = SimpleNamespace(_job=len(self.jobs), slot=args[0], ids=[each[1] for each in args[1]], **options)
         self.jobs.append(job)
+        self._pool._cache[job._job] = job
         return job
+
+
+def task(**more: Any) -> SimpleNamespace:
+    """A task without limits of its own, acknowledged late."""
+    return SimpleNamespace(**{"soft_time_limit": None, "time_limit": None, "acks_late": True, **more})
 
 
 class Request:
@@ -36,7 +45,7 @@ class Request:
         self.id, self.name, self.type = id, name, name
         self.request_dict: dict[str, Any] = {}
         self.body = self.content_type = self.content_encoding = None
-        self.task = SimpleNamespace(soft_time_limit=None, time_limit=None)
+        self.task = task()
         self.time_limits = (None, None)
         self.acknowledged = self._already_cancelled = self._already_revoked = False
         self.is_revoked = False
@@ -135,16 +144,28 @@ def test_no_more_go_together_than_the_profile_says() -> None:
         Request("other", name="long"),
         Request("other", name="never seen"),
         Request("other", time_limits=(5, None)),
-        Request("other", task=SimpleNamespace(soft_time_limit=5, time_limit=None)),
-        Request("other", task=SimpleNamespace(soft_time_limit=None, time_limit=5)),
+        Request("other", task=task(soft_time_limit=5)),
+        Request("other", task=task(time_limit=5)),
+        Request("other", task=task(acks_late=False)),
     ],
-    ids=["long", "unknown", "own limit", "soft limit", "another limit"],
+    ids=["long", "unknown", "own limit", "soft limit", "another limit", "acknowledged early"],
 )
 def test_a_task_that_is_different_goes_with_nobody(other: Request) -> None:
     worker = Worker()
     assert worker.batch_of(Request("a"), Request("b"), other, Request("c")).ids == ["a", "b"]
     worker.next_slot()
     assert worker.alone == ["other"] or worker.pool.jobs[-1].ids == ["other"]
+
+
+def test_what_is_acknowledged_when_it_begins_is_never_acknowledged_for_others() -> None:
+    """In a batch all would be at once; those that their process does not come to would be gone."""
+    worker = Worker()
+    early = [Request(each, task=task(acks_late=False)) for each in "abc"]
+    worker.take(Request("first"), *early)
+    for _ in early:
+        worker.next_slot()
+    assert worker.alone == ["a", "b", "c"]
+    assert [job.ids for job in worker.pool.jobs] == [["first"]]
 
 
 def test_a_revoked_task_is_left_out() -> None:
@@ -192,6 +213,59 @@ def test_only_the_task_over_its_limit_is_told_so() -> None:
     assert requests[1].told == [TimeLimitExceeded, ("timeout", False, 60)]
     assert requests[2].told == []
     assert job.timeout == 60 + batches.SPAN
+
+
+@pytest.fixture
+def few_slots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let two batches count at a time."""
+    monkeypatch.setattr(batches, "_SLOTS", 2)
+
+
+def done(job: SimpleNamespace) -> None:
+    job.callback((0.001, [(True, (0, "", 0.001))] * len(job.ids)))
+
+
+@pytest.mark.usefixtures("few_slots")
+def test_no_batch_counts_where_an_older_one_still_does() -> None:
+    worker = Worker(processes=2)
+    worker.take(Request("slow"))
+    slow = worker.pool.jobs[0]
+    for number in range(10):
+        worker.take(Request(str(number)))
+        assert worker.pool.jobs[-1].slot != slow.slot
+        done(worker.pool.jobs[-1])
+        worker.next_slot()
+
+
+@pytest.mark.usefixtures("few_slots")
+@pytest.mark.parametrize("end", [done, lambda job: job.error_callback(error(WorkerLostError()))])
+def test_a_batch_gives_its_count_back_once_however_it_ends(end: Any) -> None:
+    worker = Worker()
+    for number in range(10):
+        worker.take(Request(str(number)))
+        end(worker.pool.jobs[-1])
+        end(worker.pool.jobs[-1])
+        worker.next_slot()
+    assert len(worker.pool.jobs) == 10
+    assert sorted(worker.batches._free) == [0, 1]
+
+
+@pytest.mark.usefixtures("few_slots")
+def test_a_pool_that_takes_no_job_takes_no_count() -> None:
+    worker = Worker()
+    worker.pool.closed = True
+    worker.take(Request("a"))
+    assert sorted(worker.batches._free) == [0, 1]
+
+
+@pytest.mark.usefixtures("few_slots")
+def test_tasks_go_alone_while_each_count_is_taken_and_what_the_pool_forgot_gives_its_own_back() -> None:
+    worker = Worker(processes=4)
+    worker.take(Request("a"), Request("b"), Request("c"))
+    assert worker.alone == ["c"]
+    worker.pool._pool._cache.clear()  # as Celery's does when the connection is lost
+    worker.take(Request("d"))
+    assert worker.pool.jobs[-1].ids == ["d"]
 
 
 def test_a_task_that_is_terminated_takes_none_of_its_batch_with_it() -> None:

@@ -8,9 +8,12 @@ from typing import Any
 
 import pytest
 from amqp.exceptions import RecoverableConnectionError
+from celery import Celery
+from celery.concurrency import solo, thread
 from kombu.asynchronous import Hub
 from kombu.asynchronous.timer import Timer
 
+from clusterkit.runtime import configure
 from clusterkit.runtime.consumer import Consumer, MalformedTaskError, _check
 from clusterkit.runtime.events import GATHER
 
@@ -51,6 +54,25 @@ def test_tasks_pass(good: Any) -> None:
 def test_what_would_end_the_worker_is_refused_with_the_reason(bad: Any, reason: str) -> None:
     with pytest.raises(MalformedTaskError, match=reason):
         _check(bad)
+
+
+@pytest.mark.parametrize(("pool", "expected"), [(solo.TaskPool, 0), (thread.TaskPool, 30)])
+def test_only_a_pool_that_keeps_the_loop_from_its_heartbeats_has_none(
+    pool: Any, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = configure(Celery("unit", broker="memory://", set_as_current=False))
+    hub, controller = Hub(timer=Timer()), SimpleNamespace(use_eventloop=True)
+    consumer = Consumer(None, app=app, pool=pool(app=app), hub=hub, timer=hub.timer, controller=controller)
+    asked: list[Any] = []
+
+    def connection_for_read(heartbeat: float) -> Any:
+        asked.append(heartbeat)
+        return app.connection()
+
+    monkeypatch.setattr(app, "connection_for_read", connection_for_read)
+    consumer.connect()
+    assert asked == [expected]
+    hub.close()
 
 
 def looping(**connection: Any) -> Consumer:

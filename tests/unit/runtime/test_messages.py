@@ -12,7 +12,7 @@ import amqp
 import pytest
 from amqp import spec
 from amqp.method_framing import frame_writer
-from celery import Celery, signals, uuid
+from celery import Celery, signals, signature, uuid
 from kombu import Exchange, Queue
 
 from clusterkit.runtime import configure, pipeline
@@ -28,6 +28,9 @@ OPTIONS: list[dict[str, Any]] = [
     {"argsrepr": "(hidden)", "compression": "zlib"},
     {"eta": datetime(2099, 1, 1, tzinfo=UTC)},
     {"root_id": "root", "parent_id": "parent", "reply_to": "queue"},
+    {"link": [signature("unit.take", args=(1,)), signature("unit.take") | signature("unit.take")]},
+    {"link_error": signature("unit.take", kwargs={"x": [1]}), "compression": "zlib"},
+    {"chord": signature("unit.take", immutable=True), "group_id": "g", "group_index": 4},
 ]
 ARGUMENTS: list[tuple[tuple[Any, ...], dict[str, Any]]] = [
     ((1, 2), {}),
