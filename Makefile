@@ -34,7 +34,7 @@
 #   ALLOW_MISSING  1: task names may go away (cluster-release, -rollback)                  []
 #   RELEASE   release to go back to (cluster-rollback)                      [the one before]
 #   NODE      a worker node, as the inventory names it (cluster-scale)                      []
-#   N         tasks it runs at once on each of its hosts (cluster-scale); how often TASK is sent (cluster-tune: 500) []
+#   N         tasks it runs at once on each of its hosts (cluster-scale); TASKs under way at a time (cluster-tune: 200) []
 #   SECONDS   how long to look (cluster-discover: 3, cluster-tune: 30)                      []
 #   APPLY     1: write what is proposed into the inventory (cluster-tune)                   []
 #   ARGS      its arguments: a JSON list, or an object for keywords (submit; cluster-tune)  [[]]

@@ -229,7 +229,7 @@ class WorkerNode(Model):
 
     concurrency: Concurrency = "auto"
     """Tasks running at once on each host. `auto` is one per core for prefork, five per core for threads,
-    100 for gevent and eventlet; solo runs one whatever is said."""
+    100 for gevent and eventlet; solo runs one whatever is said. Memory is not counted."""
 
     hosts: Names = Field(default=(), min_length=1)
     """Hosts of the group `workers` the node runs on. Default: all of them."""
