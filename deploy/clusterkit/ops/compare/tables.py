@@ -20,7 +20,7 @@ COLUMNS: Final[dict[str, Callable[[Compared, Figure], str]]] = {
     "calls/s": lambda _, figure: f"{figure.rate:.1f}",
     "x plain": lambda compared, figure: f"{compared.times(figure):.2f}",
     "CPU ms": lambda _, figure: f"{1000 * figure.processor:.1f}",
-    "servers ms": lambda _, figure: f"{1000 * figure.servers:.1f}" if figure.servers else "",
+    "servers ms": lambda _, figure: f"{1000 * figure.servers:.1f}" if figure.celery else "",
     "MB": lambda _, figure: f"{figure.memory / MEGABYTE:.0f}",
 }
 #: What the columns mean.
