@@ -68,14 +68,3 @@ def show(comparison: Comparison, console: Console) -> None:
     for sentence in (LEGEND, *comparison.reading):
         console.print(f"{sentence}\n", highlight=False, markup=False)
     console.print(machine(comparison), highlight=False, markup=False, style="dim")
-
-
-def markdown(comparison: Comparison) -> str:
-    """Return the tables as Markdown."""
-    lines: list[str] = []
-    for compared in comparison.works:
-        lines += [f"**{caption(compared)}**", "", f"| {' | '.join(HEAD)} |"]
-        lines += [f"|{'|'.join([' --- ', *[' ---: '] * (len(HEAD) - 2), ' --- '])}|"]
-        lines += [f"| {' | '.join(cells(compared, figure))} |" for figure in compared.figures]
-        lines.append("")
-    return "\n".join(lines)
