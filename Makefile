@@ -10,14 +10,14 @@
 #   AUTHORITY 1: a new certificate authority, too (cluster-rotate)                         []
 #   HOST      one host, such as h1 (broker-*, cluster-drain, -undrain, lab-ssh; lab-down: only this one) []
 #   REASON    why a host is drained (cluster-drain)                                        []
-#   TIMEOUT   seconds to wait: for running tasks (cluster-drain: as long as they take),
+#   TIMEOUT   seconds to wait: for running tasks (cluster-drain: as long as they take; cluster-scale: 300),
 #             for the gate before each broker (broker-restart, -upgrade, cluster-restart: 120) []
 #   FORCE     1: also when a queue is left without a consumer (cluster-drain)              []
 #   SERVICE   one service, as make cluster-status lists them (cluster-logs, -restart)   [all]
 #   LINES     last lines of each service's log, or of the record (cluster-logs, -audit)  [20]
 #   FOLLOW    1: go on as lines come (cluster-logs)                                        []
 #   YES       1: do not ask (cluster-destroy, dlq-drop)                                    []
-#   JSON      1: print JSON instead of tables (cluster-up, -status, -check, -audit, flower, bench) []
+#   JSON      1: print JSON, wherever a table is printed                                   []
 #   FILE      a file (cluster-backup, -restore; queue-dump, -load)                         []
 #   ID        dead letters, as make dlq-list names them, or beginnings (dlq-show, -replay, -drop) []
 #   TO        a queue to put letters into, not where they came from (dlq-replay)           []
@@ -36,7 +36,7 @@
 #   ALLOW_MISSING  1: task names may go away (cluster-release, -rollback)                  []
 #   RELEASE   release to go back to (cluster-rollback)                      [the one before]
 #   NODE      a worker node, as the inventory names it (cluster-scale)                      []
-#   N         tasks it runs at once on each of its hosts (cluster-scale); how often TASK is sent (cluster-tune: 500) []
+#   N         tasks it runs at once on each of its hosts (cluster-scale); TASKs under way at a time (cluster-tune: 200) []
 #   SECONDS   how long to look (cluster-discover: 3, cluster-tune: 30)                      []
 #   APPLY     1: write what is proposed into the inventory (cluster-tune)                   []
 #   ARGS      its arguments: a JSON list, or an object for keywords (submit; cluster-tune)  [[]]
@@ -44,7 +44,8 @@
 #   OPEN      1: open Flower in a browser (flower)                                         []
 #   TESTS     what to test: a folder, a file, or anything pytest takes (test)         [tests]
 #   LAB       name of a lab, and of the cluster on it (lab-*)                           [lab]
-#   HOSTS     hosts of the lab; more than there are adds some (lab-up)    [as there are, or 7]
+#   HOSTS     hosts of the lab; more than there are adds some (lab-up)    [as there are, or 7];
+#             numbers of hosts to measure (bench-deploy)                         [1 2 4 8 16]
 #   DEBIAN    release, trixie or bookworm (lab-up: as they have, or trixie; bundle)         []
 #   COMMAND   what to run there instead of a shell; write $$ for $ (lab-ssh)                []
 #   VARIANT   pool of the io workers: gevent, eventlet or threads (compose-up)              []
@@ -61,9 +62,10 @@
 #   CONCURRENCY  calls at once, for all systems alike (compare)      [what `auto` is for each]
 #             compare: TASK= a function of your own, mymodule:function; ARGS= its arguments for every call, or
 #             a list of such lists; N= calls; KEEP=1 leaves its cluster running
-#   BENCH     a benchmark: publish, drain, sleep, cpu, latency, map, cpumap, idle (bench) [all]
+#   BENCH     a benchmark: publish, drain, sleep, cpu, latency, profiles, map, cpumap, idle (bench) [all]
 #   QUICK     1: the least of everything, to see whether it works (bench)                  []
-#   WRITE     1: write the tables and pictures of docs/performance.md (bench)              []
+#   WRITE     1: write the tables and pictures of docs/performance.md (bench),
+#             or the tables of docs/howto/deploy-time.md (bench-deploy)                    []
 #   PYTHON    interpreter the virtual environment is made with, 3.11 or later       [python3]
 
 CLUSTER ?= local
@@ -94,7 +96,7 @@ rollout = $(if $(CANARY),--canary $(CANARY)) $(if $(SERIAL),--serial $(SERIAL)) 
 ##@ Help
 help: ## list the targets
 	@awk 'BEGIN {FS = ":.*## "; print "usage: make TARGET [VARIABLE=value ...]   (variables: head of the Makefile)"} \
-	  /^##@ / {printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	  /^##@ / {printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 ##@ Cluster
 cluster-preflight: .venv/.ready ## look for all that would keep it from coming up, on every host; changes nothing
@@ -132,7 +134,7 @@ cluster-discover: .venv/.ready ## what the hosts have, what is used, what the wo
 
 cluster-tune: .venv/.ready ## measure the tasks, and propose concurrency and prefetch [SECONDS= TASK= ARGS= N= APPLY=1]
 	@$(clusterkit) cluster tune $(json) $(if $(SECONDS),--seconds $(SECONDS)) $(if $(TASK),--task $(TASK) --args '$(ARGS)') \
-	  $(if $(N),--number $(N)) $(if $(APPLY),--apply)
+	  $(if $(N),--number $(N)) $(if $(filter 1,$(APPLY)),--apply)
 
 cluster-rotate: .venv/.ready ## new certificates for every host; no connection is cut [AUTHORITY=1]
 	@$(clusterkit) cluster rotate $(if $(filter 1,$(AUTHORITY)),--authority)
@@ -158,7 +160,7 @@ cluster-down: .venv/.ready ## stop the services; messages, results and settings 
 cluster-destroy: .venv/.ready ## stop the services and remove all that was made for the cluster; asks, unless YES=1
 	@$(clusterkit) cluster destroy
 
-##@ Letters
+##@ Dead letters and queues
 dlq-list: .venv/.ready ## dead letters: when, from where, why, which task [TASK= QUEUE= REASON= REDACT=1]
 	@$(clusterkit) dlq list $(letters) $(if $(filter 1,$(REDACT)),--redact) $(json)
 
@@ -191,7 +193,7 @@ broker-replace: .venv/.ready ## forget a broker host that lost its data, so that
 	@$(clusterkit) broker replace $(HOST)
 
 bundle: .venv/.ready ## the distribution's packages in one file, for hosts that reach no registry [DEBIAN=]
-	@$(clusterkit) bundle $(if $(DEBIAN),--debian $(DEBIAN))
+	@$(clusterkit) bundle $(if $(DEBIAN),--debian $(DEBIAN)) $(json)
 
 ##@ Lab
 lab-up: .venv/.ready ## blank hosts on this machine, and the inventory of a cluster on them [HOSTS= DEBIAN= LAB=]

@@ -28,7 +28,7 @@ def main() -> None:
     result = app.GroupResult.restore(options.id) or app.AsyncResult(options.id)
     if not (options.wait or result.ready()):
         message = f"{options.id} has no result: it waits or runs, or there never was one, or it expired"
-        raise WaitTimeoutError(message, next_step=f"python clients/result.py {options.id} --wait")
+        raise WaitTimeoutError(message, next_step=f"python3 clients/result.py {options.id} --wait")
     print(json.dumps(client.wait(result, timeout=options.timeout)))
 
 

@@ -28,11 +28,6 @@ def count_primes(start: int, stop: int) -> int:
     return sum(1 for number in range(max(start, 2), stop) if _is_prime(number))
 
 
-def fibonacci(n: int) -> int:
-    """Compute Fibonacci number ``n`` (number 0 is 0) by its definition, in about as many steps."""
-    return n if n < 2 else fibonacci(n - 1) + fibonacci(n - 2)  # noqa: PLR2004 - the definition
-
-
 def mandelbrot_row(row: int, rows: int, iterations: int) -> list[int]:
     """Return how long each point of row ``row`` of ``rows`` stays bounded, ``iterations`` at most."""
     imaginary = HEIGHT / 2 - HEIGHT * row / rows

@@ -61,6 +61,14 @@ memory_available:
   description: MiB of it that are free, or would be when needed.
   type: int
   returned: always
+begin:
+  description: When it began to look, in seconds since 1970 by the host's clock.
+  type: float
+  returned: when O(seconds) is given
+end:
+  description: When it had looked.
+  type: float
+  returned: when O(seconds) is given
 busy:
   description: Cores that were in use while it looked, by whatever.
   type: float
@@ -179,9 +187,9 @@ def _fields(path: Path) -> list[str]:
 def use(root: Path, seconds: float, processes: dict[str, int]) -> dict[str, Any]:
     """Return what was in use for `seconds`."""
     before = {name: cpu_of(root, tree_of(root, process)) for name, process in processes.items()}
-    busy, begin = busy_of(root), time.monotonic()
+    busy, begin, began = busy_of(root), time.time(), time.monotonic()
     time.sleep(seconds)
-    took = time.monotonic() - begin
+    took = time.monotonic() - began
     used = {}
     for name, process in processes.items():
         if tree := tree_of(root, process):
@@ -190,7 +198,12 @@ def use(root: Path, seconds: float, processes: dict[str, int]) -> dict[str, Any]
                 "memory": sum(_pss(root / f"proc/{one}/smaps_rollup") for one in tree) // 1024,
                 "processes": len(tree),
             }
-    return {"busy": round((busy_of(root) - busy) / took, 2), "used": used}
+    return {
+        "begin": begin,
+        "end": begin + took,
+        "busy": round((busy_of(root) - busy) / took, 2),
+        "used": used,
+    }
 
 
 def resources(root: Path) -> dict[str, Any]:

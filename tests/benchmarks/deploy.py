@@ -47,6 +47,8 @@ def main() -> None:
     console, errors = Console(), Console(stderr=True)
     found = []
     try:
+        if options.write:
+            machine.refuse_changed(ROOT)
         for count in options.hosts:
             errors.print(f"{count} hosts", highlight=False)
             found.append(measure(count))
@@ -117,8 +119,8 @@ def write(found: list[Deployment]) -> None:
     page = _PAGE.read_text(encoding="utf-8")
     lines = [f"| {' | '.join(_COLUMNS)} |", f"|{' ---: |' * len(_COLUMNS)}"]
     lines += [f"| {' | '.join(_row(each))} |" for each in found]
-    measured_on = "; ".join(f"{name}: {value}" for name, value in machine.hardware(ROOT).items())
-    page = report.between_marks(page, "deploy", "\n".join([*lines, "", f"Measured on {measured_on}."]))
+    lines += ["", machine.measured(machine.hardware(ROOT))]
+    page = report.between_marks(page, "deploy", "\n".join(lines))
     largest = max(found, key=lambda each: each.hosts)
     for mark, up in (("steps", largest.first), ("steps-again", largest.again)):
         page = report.between_marks(page, mark, _steps(largest.hosts, up))

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from clusterkit.ops import deployment
 from clusterkit.ops.model import Cluster
+from tests.benchmarks.processes import MeasureError
 
 _PACKAGES = ("celery", "kombu", "amqp", "dramatiq", "pika", "taskiq", "taskiq-aio-pika", "aio-pika", "ppft")
 
@@ -44,8 +45,33 @@ def _processor() -> str:
     return names[0] if names else platform.machine()
 
 
+def measured(there: dict[str, str]) -> str:
+    """Return the line below a table: when, and on what, it was measured."""
+    others = (f"{name}: {value}" for name, value in there.items() if name != "date")
+    return f"Measured: {'; '.join([there['date'], *others])}."
+
+
+def refuse_changed(root: Path) -> None:
+    """Refuse to measure for a page what nobody could measure again.
+
+    Raises:
+        MeasureError: the checkout differs from its commit, other than in its documents.
+    """
+    if _changed(root):
+        raise MeasureError(
+            f"WRITE=1 writes figures of a commit, and {root} differs from its own: commit first (git status)"
+        )
+
+
 def _commit(root: Path) -> str:
-    done = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=root, capture_output=True, text=True, check=False
-    )
-    return done.stdout.strip() or "no git checkout"
+    commit = _git(root, "describe", "--always").strip() or "no git checkout"
+    return f"{commit}-dirty" if _changed(root) else commit
+
+
+def _changed(root: Path) -> bool:
+    # The documents hold the figures: those of a benchmark before change nothing of the next one's.
+    return bool(_git(root, "diff", "--name-only", "HEAD", "--", ".", ":(exclude)docs"))
+
+
+def _git(root: Path, *arguments: str) -> str:
+    return subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=False).stdout

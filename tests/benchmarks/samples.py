@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Self
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,6 @@ class Row:
     figures: dict[str, float]
     ratio: float | None
     """Median of the reference's value / this one's, pair by pair; None of the reference itself."""
-    cpu_ratio: float | None
-    """Median of reference CPU / this one's."""
     samples: int
 
 
@@ -90,12 +88,6 @@ class Table:
     def to_json(self) -> dict[str, Any]:
         """Return it as JSON-safe values."""
         return asdict(self)
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Self:
-        """Return what ``to_json`` wrote."""
-        rows = tuple(Row(**row) for row in data["rows"])
-        return cls(**{**data, "rows": rows, "notes": tuple(data["notes"])})
 
 
 def rows(reference: str, pairs: Sequence[Pair]) -> tuple[Row, ...]:
@@ -126,7 +118,6 @@ def row(name: str, samples: Sequence[Sample], pairs: Sequence[Pair] = ()) -> Row
             for figure in samples[0].figures
         },
         ratio=_median_ratio([(pair.reference.value, pair.other.value) for pair in pairs]),
-        cpu_ratio=_median_ratio([(pair.reference.cpu, pair.other.cpu) for pair in pairs]),
         samples=len(samples),
     )
 

@@ -15,7 +15,7 @@ from clusterkit.ops.compare import report
 from clusterkit.ops.compare.variants import VARIANTS
 from clusterkit.runtime import client
 from clusterkit.runtime.errors import TaskFailedError
-from tasks.comparison_app import CALL
+from tasks.comparison_app import ALLOWED_FILE, CALL
 
 
 @pytest.fixture(scope="module")
@@ -72,3 +72,4 @@ def test_a_function_of_the_readers_is_compared_and_results_that_differ_are_told(
     found = compare(comparing, path, "TASK=readers:other", "N=4", "ONLY=multiprocessing", code=15)
     assert "results differ" in found["problems"][0]
     assert not comparing.processes()
+    assert not (comparing.home / ALLOWED_FILE).exists()

@@ -119,7 +119,7 @@ def test_unequal_nodes_get_tasks_by_what_they_can_do(
     seen = parallelpython.observe("balance", DEADLINE)
     table.append(
         (
-            "load balanced: 40 tasks, hosts of 3 and 1",
+            "load balanced: 40 tasks, nodes of 3 and 1",
             f"{done['large']} and {done['small']}",
             f"{seen.get('large')} and {seen.get('small')}",
         )

@@ -10,6 +10,8 @@ import psutil
 import pytest
 from harness import LocalCluster, eventually
 
+from clusterkit.ops import tune
+
 NODES = [
     {"name": "work", "pool": "prefork", "queues": ["default", "cpu"], "concurrency": 1},
     {"name": "io", "pool": "gevent", "queues": ["io"], "concurrency": 4},
@@ -41,10 +43,18 @@ def test_the_host_and_what_its_worker_nodes_use_are_found(cluster: LocalCluster)
     assert "Worker nodes" in cluster.make("cluster-discover").stdout
 
 
+def test_tasks_that_compute_are_recognised(cluster: LocalCluster) -> None:
+    sample = ("TASK=tasks.compute.monte_carlo_pi", "ARGS=[100000]", "N=20", "SECONDS=8")
+    (found,) = said(cluster, "cluster-tune", *sample)["proposals"]
+    assert found["node"] == "work"
+    assert found["share"] > 0.5, found  # all of a core, on a machine that does nothing else
+    assert found["better_concurrency"] < tune.MOST_PER_CORE, found
+
+
 def test_a_node_whose_tasks_wait_gets_more_processes_and_short_ones_in_advance(
     cluster: LocalCluster,
 ) -> None:
-    sample = ("TASK=tasks.probes.sleep", "ARGS=[0.02]", "N=300", "SECONDS=8")
+    sample = ("TASK=tasks.probes.sleep", 'ARGS={"seconds": 0.02}', "N=50", "SECONDS=8")
     tuned = said(cluster, "cluster-tune", *sample, "APPLY=1")
     assert set(tuned["unknown"]) == {"io"}, tuned
     (found,) = tuned["proposals"]
@@ -73,6 +83,8 @@ def test_without_tasks_nothing_is_said(cluster: LocalCluster) -> None:
     assert "say too little" in idle
 
 
-def test_arguments_that_are_none_are_refused(cluster: LocalCluster) -> None:
-    refused = cluster.make("cluster-tune", "TASK=tasks.probes.sleep", "ARGS={}", "SECONDS=1", code=2)
-    assert "has to be a JSON list" in refused.stderr
+def test_a_task_that_there_is_not_and_arguments_that_are_none_are_refused(cluster: LocalCluster) -> None:
+    refused = cluster.make("cluster-tune", "TASK=tasks.probes.slep", "ARGS=[1]", code=10)
+    assert "did you mean tasks.probes.sleep" in refused.stderr
+    refused = cluster.make("cluster-tune", "TASK=tasks.probes.sleep", "ARGS=1", code=2)
+    assert "neither a list nor an object" in refused.stderr

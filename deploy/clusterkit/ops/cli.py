@@ -7,9 +7,10 @@ import sys
 import webbrowser
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
+from typer.core import TyperGroup
 
 from clusterkit.ops import (
     audit_cli,
@@ -55,7 +56,17 @@ Exit codes: 0 done; 2 usage; 3 inventory; 4 preflight (nothing was changed); 5 d
 14 the broker refused a task; 15 a comparison found a difference; 130 interrupted.
 """
 
+
+class _GroupsFirst(TyperGroup):
+    """Lists groups of commands before commands, for with them one begins."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        names = super().list_commands(ctx)
+        return sorted(names, key=lambda name: not isinstance(self.commands[name], TyperGroup))
+
+
 app = typer.Typer(
+    cls=_GroupsFirst,
     no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,
@@ -70,27 +81,18 @@ broker_commands = typer.Typer(
     no_args_is_help=True, rich_markup_mode=None, help="Restart, upgrade, remove and replace brokers."
 )
 app.add_typer(cluster_commands, name="cluster")
-release_cli.register(cluster_commands)
-cluster_commands.command()(scale_cli.scale)
-cluster_commands.command()(tune_cli.discover)
-cluster_commands.command()(tune_cli.tune)
 app.add_typer(broker_commands, name="broker")
-cluster_commands.command()(backup_cli.backup)
-cluster_commands.command()(backup_cli.restore)
-app.add_typer(dlq_cli.commands, name="dlq")
+app.add_typer(dlq_cli.commands, name="dlq", short_help="Dead letters: look at them, replay them, drop them.")
 app.add_typer(queue_cli.commands, name="queue")
-app.add_typer(lab_cli.commands, name="lab")
+app.add_typer(lab_cli.commands, name="lab", short_help="Blank hosts on this machine, to try clusters out on.")
 app.add_typer(compose_cli.compose_commands, name="compose")
 app.add_typer(drills_cli.commands, name="drill")
-app.command()(compare_cli.compare)
-cluster_commands.command()(audit_cli.audit)
-cluster_commands.command()(drain_cli.drain)
-cluster_commands.command()(drain_cli.undrain)
-broker_commands.command("restart")(broker_cli.restart)
-broker_commands.command("upgrade")(broker_cli.upgrade)
+broker_commands.command("restart", short_help="Restart the brokers one after the other.")(broker_cli.restart)
+broker_commands.command("upgrade", short_help="Bring a newer RabbitMQ to them alike.")(broker_cli.upgrade)
 
 
-@cluster_commands.command()
+# In the order in which the help lists them.
+@cluster_commands.command(short_help="Look for all that would keep it from coming up.")
 def preflight(cluster: ClusterName = DEFAULT_CLUSTER, as_json: Json = False) -> None:
     """Look for everything that would keep the cluster from coming up, on every host; change nothing.
 
@@ -108,7 +110,7 @@ def preflight(cluster: ClusterName = DEFAULT_CLUSTER, as_json: Json = False) -> 
         status.show_preflight(loaded, found, stdout)
 
 
-@cluster_commands.command()
+@cluster_commands.command(short_help="Make the hosts what the inventory says, and prove it.")
 def up(
     cluster: ClusterName = DEFAULT_CLUSTER,
     bundle: Annotated[
@@ -155,7 +157,7 @@ def up(
     status.show_deployed(loaded, done, stdout)
 
 
-@cluster_commands.command("status")
+@cluster_commands.command("status", short_help="Show services, worker nodes, queues, what is wrong.")
 def show_status(cluster: ClusterName = DEFAULT_CLUSTER, as_json: Json = False) -> None:
     """Show services, worker nodes and queues, and what is not as it should be.
 
@@ -181,7 +183,7 @@ def show_status(cluster: ClusterName = DEFAULT_CLUSTER, as_json: Json = False) -
         )
 
 
-@cluster_commands.command()
+@cluster_commands.command(short_help="Send a probe task through every queue.")
 def check(
     cluster: ClusterName = DEFAULT_CLUSTER,
     deadline: Annotated[float, typer.Option(help="Seconds every worker node has to answer.")] = 30.0,
@@ -240,7 +242,7 @@ def logs(
     logfiles.show(brought_up(cluster), service, lines=lines, follow=follow, console=stdout)
 
 
-@cluster_commands.command()
+@cluster_commands.command(short_help="Restart services one after the other.")
 def restart(
     services: Annotated[list[str] | None, typer.Argument(help="Services to restart; default: all.")] = None,
     cluster: ClusterName = DEFAULT_CLUSTER,
@@ -259,6 +261,17 @@ def restart(
 
     for name in deployment.restart(brought_up(cluster), services or [], stderr, timeout):
         stdout.print(f"restarted {name}", highlight=False)
+
+
+release_cli.register(cluster_commands)
+cluster_commands.command(short_help="Let a worker node run N tasks at once, from now on.")(scale_cli.scale)
+cluster_commands.command(short_help="Show what the hosts have, and what of it is used.")(tune_cli.discover)
+cluster_commands.command(short_help="Measure the tasks; propose concurrency and prefetch.")(tune_cli.tune)
+cluster_commands.command(short_help="Have a host run no tasks; what runs there ends first.")(drain_cli.drain)
+cluster_commands.command(short_help="Have a drained host work again.")(drain_cli.undrain)
+cluster_commands.command(short_help="Write all but messages into one encrypted file.")(backup_cli.backup)
+cluster_commands.command(short_help="Make a blank cluster what a backed-up one was.")(backup_cli.restore)
+cluster_commands.command(short_help="Show who changed the cluster, when, with what command.")(audit_cli.audit)
 
 
 @cluster_commands.command()
@@ -302,7 +315,7 @@ def down(cluster: ClusterName = DEFAULT_CLUSTER) -> None:
     )
 
 
-@cluster_commands.command()
+@cluster_commands.command(short_help="Stop every service and remove all of the cluster.")
 def destroy(cluster: ClusterName = DEFAULT_CLUSTER, yes: Yes = False) -> None:
     """Stop every service and remove all that was made for the cluster: messages, results, secrets.
 
@@ -332,7 +345,7 @@ def destroy(cluster: ClusterName = DEFAULT_CLUSTER, yes: Yes = False) -> None:
 BrokerHost = Annotated[str, typer.Argument(help="The host, as the inventory names it.")]
 
 
-@broker_commands.command("remove")
+@broker_commands.command("remove", short_help="Take a broker host out of the cluster.")
 def remove_broker(host: BrokerHost, cluster: ClusterName = DEFAULT_CLUSTER) -> None:
     """Take a broker host out: its queues' members, its membership, its data. It may be dead.
 
@@ -354,7 +367,7 @@ def remove_broker(host: BrokerHost, cluster: ClusterName = DEFAULT_CLUSTER) -> N
     )
 
 
-@broker_commands.command("replace")
+@broker_commands.command("replace", short_help="Forget a broker host that lost its data.")
 def replace_broker(host: BrokerHost, cluster: ClusterName = DEFAULT_CLUSTER) -> None:
     """Make the brokers forget a host that lost its data, so that cluster up has it join anew.
 
@@ -373,7 +386,7 @@ def replace_broker(host: BrokerHost, cluster: ClusterName = DEFAULT_CLUSTER) -> 
     )
 
 
-@app.command()
+@app.command(short_help="Collect the distribution's packages in one file.")
 def bundle(
     debian: Annotated[Release, typer.Option(help="The hosts' release.")] = RELEASES[0],
     as_json: Json = False,
@@ -437,6 +450,9 @@ def flower(
         stdout.print(f"passwords: under `flower` in {where}", highlight=False, soft_wrap=True)
     if open_browser and not webbrowser.open(url):
         stderr.print("no browser could be opened here; open the address yourself")
+
+
+app.command(short_help="Run the same work under nine systems.")(compare_cli.compare)
 
 
 def main() -> NoReturn:

@@ -34,7 +34,7 @@ ClusterName = Annotated[
 ]
 
 
-@compose_commands.command()
+@compose_commands.command(short_help="Start the containers, and prove that they work.")
 def up(
     variant: Annotated[
         str, typer.Option(help="Another pool for the node io: gevent, eventlet or threads.")
@@ -76,7 +76,7 @@ def up(
         _show(project.cluster, done)
 
 
-@compose_commands.command()
+@compose_commands.command(short_help="Show containers, worker nodes and queues.")
 def status(cluster: ClusterName = DEFAULT_CLUSTER, as_json: Json = False) -> None:
     """Show containers, worker nodes and queues, and what is not as it should be.
 
@@ -103,7 +103,7 @@ def status(cluster: ClusterName = DEFAULT_CLUSTER, as_json: Json = False) -> Non
         )
 
 
-@compose_commands.command()
+@compose_commands.command(short_help="Stop and remove the containers.")
 def down(
     volumes: Annotated[
         bool, typer.Option("--volumes", help="Remove messages, results and the schedule too.")

@@ -43,7 +43,10 @@ class NodeUse:
 
 @dataclass(frozen=True)
 class HostResources:
-    """One host: cores and MiB of memory for worker nodes, and cores that were busy with anything."""
+    """One host: cores and MiB of memory for worker nodes, and cores that were busy with anything.
+
+    ``begin`` and ``end`` are when it was looked at, in seconds since 1970 by its own clock.
+    """
 
     name: str
     cores: int
@@ -53,6 +56,8 @@ class HostResources:
     busy: float
     load: float
     nodes: tuple[NodeUse, ...]
+    begin: float
+    end: float
 
     @classmethod
     def of(cls, cluster: Cluster, name: str, found: dict[str, Any]) -> Self:
@@ -71,7 +76,14 @@ class HostResources:
             found["busy"],
             found["load"][0],
             tuple(nodes),
+            found["begin"],
+            found["end"],
         )
+
+    @property
+    def seconds(self) -> float:
+        """How long it was looked at."""
+        return self.end - self.begin
 
     @property
     def unused(self) -> int:

@@ -45,7 +45,7 @@ Redact = Annotated[
 ]
 
 
-@commands.command("list")
+@commands.command("list", short_help="List dead letters: when, where, why, which task.")
 def list_letters(
     cluster: ClusterName = DEFAULT_CLUSTER,
     task: Task = "",
@@ -121,7 +121,7 @@ def _print_list(found: Iterable[tuple[int, Letter]], *, redact: bool) -> None:
     typer.echo(f'\n], "shown": {number}, "total": {total}}}')
 
 
-@commands.command()
+@commands.command(short_help="Show all of a dead letter.")
 def show(
     name: Annotated[str, typer.Argument(metavar="ID", help="Name of a letter, or its beginning.")],
     cluster: ClusterName = DEFAULT_CLUSTER,
@@ -167,7 +167,7 @@ def _show(letter: Letter, *, redact: bool) -> None:
     stdout.print(grid)
 
 
-@commands.command()
+@commands.command(short_help="Put dead letters back into their queues.")
 def replay(
     names: Names = None,
     cluster: ClusterName = DEFAULT_CLUSTER,
@@ -219,7 +219,7 @@ def _show_replayed(done: Replayed) -> None:
         stdout.print("no dead letters like these", highlight=False)
 
 
-@commands.command()
+@commands.command(short_help="Take dead letters out of the cluster, into a file.")
 def drop(
     names: Names = None,
     cluster: ClusterName = DEFAULT_CLUSTER,

@@ -18,7 +18,7 @@ commands = typer.Typer(
 )
 
 
-@commands.command("run")
+@commands.command("run", short_help="Send numbered tasks, cause a fault, count its cost.")
 def run(
     name: Annotated[str, typer.Argument(help="A drill, all, or random.")] = "all",
     cluster: ClusterName = DEFAULT_CLUSTER,
@@ -63,7 +63,7 @@ def run(
         )
 
 
-@commands.command("list")
+@commands.command("list", short_help="Show every drill, and whether it is possible.")
 def show_list(cluster: ClusterName = DEFAULT_CLUSTER, as_json: Json = False) -> None:
     """Show every drill: what it does, what should be seen, and whether it is possible on a cluster.
 
@@ -101,7 +101,7 @@ def show_list(cluster: ClusterName = DEFAULT_CLUSTER, as_json: Json = False) -> 
         stdout.print(f"\ncluster {loaded.name} is not marked with drills: true, so none is run on it")
 
 
-@commands.command("table")
+@commands.command("table", short_help="Print a run as a Markdown table, or two.")
 def show_table(
     runs: Annotated[list[Path], typer.Argument(help="Directories of one run or two, below .cluster/.")],
 ) -> None:

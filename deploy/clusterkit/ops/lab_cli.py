@@ -30,7 +30,7 @@ LabName = Annotated[
 ]
 
 
-@commands.command("up")
+@commands.command("up", short_help="Make blank hosts, and the inventory of a cluster.")
 def lab_up(
     lab: LabName = DEFAULT_LAB,
     hosts: Annotated[
@@ -60,7 +60,7 @@ def lab_up(
     _show_up(lab, done)
 
 
-@commands.command("status")
+@commands.command("status", short_help="Show the lab's hosts, and whether they run.")
 def lab_status(lab: LabName = DEFAULT_LAB, as_json: Json = False) -> None:
     """Show the lab's hosts, and whether they run; the exit code is 7 when one does not.
 
@@ -82,7 +82,7 @@ def lab_status(lab: LabName = DEFAULT_LAB, as_json: Json = False) -> None:
         )
 
 
-@commands.command("ssh")
+@commands.command("ssh", short_help="Log in to a host as its administrator.")
 def lab_ssh(
     host: Annotated[str, typer.Argument(help="Such as h1.")],
     command: Annotated[
@@ -102,7 +102,7 @@ def lab_ssh(
     os.execvp(login[0], [*login, *([command] if command else [])])  # noqa: S606 - becomes ssh
 
 
-@commands.command("down")
+@commands.command("down", short_help="Remove the lab, or one of its hosts.")
 def lab_down(
     lab: LabName = DEFAULT_LAB,
     host: Annotated[str, typer.Option(help="Remove only this host; lab up makes a blank one again.")] = "",

@@ -229,7 +229,7 @@ class WorkerNode(Model):
 
     concurrency: Concurrency = "auto"
     """Tasks running at once on each host. `auto` is one per core for prefork, five per core for threads,
-    100 for gevent and eventlet; solo runs one whatever is said."""
+    100 for gevent and eventlet; solo runs one whatever is said. Memory is not counted."""
 
     hosts: Names = Field(default=(), min_length=1)
     """Hosts of the group `workers` the node runs on. Default: all of them."""
@@ -304,23 +304,23 @@ class Ports(Model):
     """
 
     amqp: Port
-    """AMQP, where workers and clients connect (`port_base` + 672)."""
+    """AMQP, where workers and clients connect."""
     distribution: Port
-    """Erlang distribution between broker nodes and their command line tools (`port_base` + 673)."""
+    """Erlang distribution between broker nodes and their command line tools."""
     management: Port
-    """RabbitMQ's HTTP API and web pages (`port_base` + 674)."""
+    """RabbitMQ's HTTP API and web pages."""
     epmd: Port
-    """Erlang's port mapper (`port_base` + 369)."""
+    """Erlang's port mapper."""
     results: Port
-    """The result store (`port_base` + 379)."""
+    """The result store."""
     sentinel: Port
-    """Sentinel, which knows the result store's master; only with several result hosts (`port_base` + 380)."""
+    """Sentinel, which knows the result store's master; only with several result hosts."""
     flower: Port
-    """Flower's web pages; on hosts nginx with TLS (`port_base` + 555)."""
+    """Flower's web pages; on hosts nginx with TLS."""
     flower_viewer: Port
-    """The read-only Flower behind nginx, on loopback; only on hosts (`port_base` + 556)."""
+    """The read-only Flower behind nginx, on loopback; only on hosts."""
     flower_admin: Port
-    """The administrators' Flower behind nginx, on loopback; only on hosts (`port_base` + 557)."""
+    """The administrators' Flower behind nginx, on loopback; only on hosts."""
 
 
 class Settings(Model):

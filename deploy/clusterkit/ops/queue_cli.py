@@ -16,7 +16,7 @@ commands = typer.Typer(
 )
 
 
-@commands.command()
+@commands.command(short_help="Drain a queue into a file.")
 def dump(
     queue: Annotated[str, typer.Argument(help="The queue to empty.")],
     file: Annotated[Path, typer.Argument(dir_okay=False, help="A new file; it will hold every message.")],
@@ -51,7 +51,7 @@ def dump(
         )
 
 
-@commands.command("load")
+@commands.command("load", short_help="Put the messages of a file into a queue.")
 def load_file(
     file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="A file that dump or drop made.")],
     queue: Annotated[str, typer.Option("--queue", help="Default: where the messages came from.")] = "",

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, get_args, get_origin
 
 from clusterkit.ops import inventory, network, result_acl, topology
-from clusterkit.ops.model import Ports, QueueSettings, Settings, WorkerNode
+from clusterkit.ops.model import PORT_OFFSETS, Ports, QueueSettings, Settings, WorkerNode
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -68,13 +68,16 @@ def _inventory() -> str:
 def _table(model: type[BaseModel]) -> str:
     rows = ["| key | default | meaning |", "| --- | --- | --- |"]
     rows += [
-        f"| `{name}` | {_default(field)} | {_one_line(field.description)} |"
+        f"| `{name}` | {_default(model, name)} | {_one_line(field.description)} |"
         for name, field in model.model_fields.items()
     ]
     return "\n".join(rows)
 
 
-def _default(field: FieldInfo) -> str:
+def _default(model: type[BaseModel], name: str) -> str:
+    if model is Ports:
+        return f"`port_base` + {PORT_OFFSETS[name]}"
+    field = model.model_fields[name]
     if field.is_required() or field.default in ((), {}):
         return "" if not field.is_required() or _filled_in(field) else "required"
     return "" if field.default is None else f"`{field.default}`"

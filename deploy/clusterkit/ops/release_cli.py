@@ -31,9 +31,9 @@ AllowMissing = Annotated[
 
 def register(commands: typer.Typer) -> None:
     """Add the commands to ``clusterkit cluster``."""
-    commands.command("release")(release)
-    commands.command("rollback")(rollback)
-    commands.command("releases")(list_releases)
+    commands.command("release", short_help="Build the app and roll it out, a canary host first.")(release)
+    commands.command("rollback", short_help="Go back to the release before, or a certain one.")(rollback)
+    commands.command("releases", short_help="List the releases, and where they run.")(list_releases)
 
 
 def release(

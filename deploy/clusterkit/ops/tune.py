@@ -1,27 +1,31 @@
 """Finds how many tasks a worker node should run at once and take in advance, from what its tasks really do.
 
-It looks at the cluster for a while: how long tasks run, by their events, and what the worker nodes' processes
-use of the processors and the memory meanwhile, by the hosts. What comes of it is arithmetic, and printed with
+Each host is looked at for a while: what the worker nodes' processes use of the processors and the memory, and
+how long the tasks ran that ended meanwhile, by their events. What comes of it is arithmetic, and printed with
 its figures.
 """
 
 from __future__ import annotations
 
-import json
+import functools
 import math
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Final
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, Final, Self
 
-from clusterkit.ops import discover, inventoryedit
+from celery.utils import uuid
+
+from clusterkit.ops import discover, inventoryedit, scale, topology
 from clusterkit.ops.lock import alone
 from clusterkit.ops.tables import new_table
-from clusterkit.runtime.errors import BadInputError
+from clusterkit.runtime import client
 from clusterkit.runtime.nodename import logical
+from clusterkit.runtime.profiles import PROFILES
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from celery import Celery
     from rich.console import Console
 
@@ -33,16 +37,18 @@ ENOUGH: Final = 20
 #: Seconds of work that each slot should have in advance, so that it need not wait for the broker: a few dozen
 #: round trips.
 AHEAD: Final = 0.1
-#: Beyond this, messages in advance gained nothing (docs/howto/tune.md).
+#: Messages in advance at most: the profile `throughput`, for tasks of milliseconds, takes about as many.
 MOST_AHEAD: Final = 64
 #: Share of a core that a task uses while it runs, below which processes are not what it needs.
 WAITS: Final = 0.2
+#: Seconds between two looks at how many of a sample are under way.
+_PAUSE: Final = 0.05
 #: Processes per core at most, for tasks that wait.
 MOST_PER_CORE: Final = 8
 #: Share of the available memory that more processes may take.
 MEMORY_SHARE: Final = 0.8
-#: Share of its slots in use from which a node of threads or greenlets is full, and share of a core from which
-#: more slots would not help it.
+#: Share of its slots in use from which a node of threads or greenlets is full, and share of its cores from
+#: which more slots or processes would not help a node.
 FULL: Final = 0.9
 
 
@@ -85,11 +91,15 @@ class Proposal:
 
 @dataclass(frozen=True)
 class Tuning:
-    """The proposals, the worker nodes that ran too few tasks to say anything, and how long it looked."""
+    """The proposals, the worker nodes that ran too few tasks to say anything, and how long it looked.
+
+    ``effects`` are what bringing the proposals to the cluster does to it, besides.
+    """
 
     proposals: tuple[Proposal, ...]
     unknown: dict[str, int]
     seconds: float
+    effects: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return it as JSON-safe values."""
@@ -98,50 +108,70 @@ class Tuning:
 
 @dataclass(frozen=True)
 class Sample:
-    """Tasks to send while looking, for a cluster that has nothing to do: ``number`` times the same."""
+    """A task for a cluster that has nothing to do: ``number`` of it are kept under way meanwhile."""
 
     task: str
-    arguments: str
+    queue: str
+    arguments: list[Any]
+    keywords: dict[str, Any]
     number: int
 
-    def send(self, app: Celery) -> None:
-        """Send them.
+    @classmethod
+    def of(cls, app: Celery, task: str, arguments: str, number: int) -> Self:
+        """Return the sample of ``task`` with ``arguments`` (JSON).
 
         Raises:
-            BadInputError: the arguments are no JSON list.
+            UnknownTaskError: the cluster's release has no such task.
+            BadInputError: the arguments are neither a JSON list nor an object.
         """
-        try:
-            arguments = json.loads(self.arguments)
-        except ValueError as error:
-            raise BadInputError(f"ARGS is no JSON: {error}: {self.arguments}") from error
-        if not isinstance(arguments, list):
-            raise BadInputError(f"ARGS has to be a JSON list of the task's arguments, not {self.arguments}")
-        for _ in range(self.number):
-            app.send_task(self.task, arguments, ignore_result=True)
+        return cls(task, client.queue_of(app, task), *client.read_arguments(arguments), number)
+
+
+@dataclass
+class Watch:
+    """What the tasks' events say while the hosts are looked at.
+
+    ``ended`` has for each worker node the tasks that succeeded: when, by its host's clock in seconds since
+    1970, and how many seconds they ran. ``under_way`` are the sample's that have not.
+    """
+
+    ended: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
+    under_way: set[str] = field(default_factory=set)
+    begun: threading.Event = field(default_factory=threading.Event)
+    over: threading.Event = field(default_factory=threading.Event)
+
+    def succeeded(self, event: dict[str, Any]) -> None:
+        """Note what an event says."""
+        ran = (event["timestamp"], event["runtime"])
+        self.ended.setdefault(logical(event["hostname"]), []).append(ran)
+        self.under_way.discard(event["uuid"])
+
+    def durations(self, node: str, host: HostResources) -> Durations:
+        """Return how long the tasks of ``node`` ran that ended while ``host`` was looked at."""
+        found = Durations()
+        for when, seconds in self.ended.get(f"{node}@{host.name}", ()):
+            if host.begin <= when <= host.end:
+                found.add(seconds)
+        return found
 
 
 def tune(cluster: Cluster, app: Celery, *, seconds: float, sample: Sample | None = None) -> Tuning:
-    """Look at ``cluster`` for ``seconds`` and propose; ``app`` has the operator's identity.
-
-    Raises:
-        BadInputError: the sample's arguments are not right.
-    """
-    stop = threading.Event()
+    """Look at ``cluster`` for ``seconds`` and propose; ``app`` has the operator's identity."""
+    watch = Watch()
     with ThreadPoolExecutor(2, thread_name_prefix="tune") as pool:
-        listening = pool.submit(listen, app, stop)
+        going = [pool.submit(listen, app, watch)]
+        if sample:
+            going.append(pool.submit(feed, app, sample, watch))
         try:
-            if sample:
-                sample.send(app)
-            began = time.monotonic()
             found = discover.discover(cluster, seconds)
         finally:
-            stop.set()
-        durations, heard = listening.result()
-    heard = min(heard, time.monotonic() - began)
+            watch.over.set()
+        for one in going:
+            one.result()
     proposals, unknown = [], {}
     for node in cluster.worker_nodes:
         measured = [
-            (durations.get(f"{node.name}@{host.name}", Durations()), use, host)
+            (watch.durations(node.name, host), use, host)
             for host in found.hosts
             for use in host.nodes
             if use.name == node.name
@@ -150,43 +180,56 @@ def tune(cluster: Cluster, app: Celery, *, seconds: float, sample: Sample | None
         if count < ENOUGH:
             unknown[node.name] = count
         else:
-            proposals.append(propose(node, measured, heard))
-    return Tuning(tuple(proposals), unknown, round(heard, 1))
+            proposals.append(propose(node, measured))
+    looked = max((host.seconds for host in found.hosts), default=0.0)
+    return Tuning(tuple(proposals), unknown, round(looked, 1), tuple(effects(cluster, proposals)))
 
 
-def listen(app: Celery, stop: threading.Event) -> tuple[dict[str, Durations], float]:
-    """Return how long tasks ran by worker node, by the events until ``stop``; and for how many seconds."""
-    durations: dict[str, Durations] = {}
-
-    def succeeded(event: dict[str, Any]) -> None:
-        durations.setdefault(logical(event["hostname"]), Durations()).add(event["runtime"])
-
-    began = time.monotonic()
+def listen(app: Celery, watch: Watch) -> None:
+    """Have ``watch`` note the events of tasks until it is over."""
     with app.connection_for_read() as connection:
-        receiver = app.events.Receiver(connection, handlers={"task-succeeded": succeeded})
-        while not stop.is_set():
+        receiver = app.events.Receiver(connection, handlers={"task-succeeded": watch.succeeded})
+        # A timestamp is compared with the clock of the host it is from: Celery would add the difference of
+        # the time zones to it.
+        receiver.event_from_message = functools.partial(receiver.event_from_message, localize=False)
+        receiver.on_consume_ready = lambda *_, **__: watch.begun.set()
+        while not watch.over.is_set():
             try:
                 receiver.capture(limit=None, timeout=0.5, wakeup=False)
             except TimeoutError:
                 continue
-    return durations, time.monotonic() - began
 
 
-def propose(
-    node: WorkerNode, measured: list[tuple[Durations, NodeUse, HostResources]], seconds: float
-) -> Proposal:
-    """Say what ``node`` should have, from its tasks and its use on each of its hosts in ``seconds``."""
+def feed(app: Celery, sample: Sample, watch: Watch) -> None:
+    """Keep ``sample`` under way until ``watch`` is over; what fails is not sent again."""
+    while not watch.over.wait(_PAUSE):
+        missing = sample.number - len(watch.under_way) if watch.begun.is_set() else 0
+        for _ in range(missing):
+            task_id = uuid()
+            watch.under_way.add(task_id)
+            app.send_task(
+                sample.task,
+                sample.arguments,
+                sample.keywords,
+                task_id=task_id,
+                queue=sample.queue,
+                ignore_result=True,
+            )
+
+
+def propose(node: WorkerNode, measured: list[tuple[Durations, NodeUse, HostResources]]) -> Proposal:
+    """Say what ``node`` should have, from its tasks and its use on each of its hosts."""
     count = sum(one.count for one, _, _ in measured)
     total = sum(one.total for one, _, _ in measured)
     mean = total / count
-    share = min(sum(use.cores for _, use, _ in measured) * seconds / max(total, 0.001), 1.0)
+    share = min(sum(use.cores * host.seconds for _, use, host in measured) / max(total, 0.001), 1.0)
     slots = min(use.slots for _, use, _ in measured)
     if node.pool == "prefork":
-        better, why = _processes(share, measured)
+        better, why = _processes(node, share, measured)
     elif node.pool == "solo":
         better, why = 1, "the pool solo runs one task"
     else:
-        better, why = _slots(measured, seconds)
+        better, why = _slots(measured)
     return Proposal(
         node.name,
         node.pool,
@@ -207,30 +250,36 @@ def ahead(mean: float) -> int:
     return min(max(math.ceil(AHEAD / max(mean, 0.0001)), 1), MOST_AHEAD)
 
 
-def _processes(share: float, measured: list[tuple[Durations, NodeUse, HostResources]]) -> tuple[int, str]:
+def _processes(
+    node: WorkerNode, share: float, measured: list[tuple[Durations, NodeUse, HostResources]]
+) -> tuple[int, str]:
     """Return how many processes keep the node's cores busy, on the host that has the fewest for it."""
     per_core = min(1 / max(share, 1 / MOST_PER_CORE), MOST_PER_CORE)
     found = []
     for _, use, host in measured:
         others = sum(other.cores for other in host.nodes if other.name != use.name)
-        cores = max(host.cores - round(others), 1)
+        cores = min(max(host.cores - round(others), 1), node.most_cores or host.cores)
+        # Tasks that wait for a core look as if they waited for something else.
+        full = use.cores >= FULL * cores or host.busy >= FULL * host.host_cores
         memory = use.memory / max(use.processes, 1)
         room = use.slots + int(host.memory_available * MEMORY_SHARE / max(memory, 1))
-        wanted = max(round(cores * per_core), 1)
-        found.append((min(wanted, room), cores, wanted > room, memory))
-    better, cores, tight, memory = min(found)
+        wanted = max(use.slots, cores) if full else max(round(cores * per_core), 1)
+        found.append((min(wanted, room), cores, wanted > room, memory, full))
+    better, cores, tight, memory, full = min(found)
     why = f"a task uses {share:.0%} of a core while it runs; {cores} cores"
     if tight:
         why += f"; memory for no more, at {memory:.0f} MiB a process"
+    elif full:
+        why += ", all busy: more processes than cores would not help"
     elif share < WAITS:
         why += "; it mostly waits, which gevent or threads do for less memory"
     return better, why
 
 
-def _slots(measured: list[tuple[Durations, NodeUse, HostResources]], seconds: float) -> tuple[int, str]:
+def _slots(measured: list[tuple[Durations, NodeUse, HostResources]]) -> tuple[int, str]:
     """Return how many tasks a node of threads or greenlets should run: more when it is full and not busy."""
     slots = min(use.slots for _, use, _ in measured)
-    busiest = max(one.total / seconds / use.slots for one, use, _ in measured)
+    busiest = max(one.total / host.seconds / use.slots for one, use, host in measured)
     cores = max(use.cores for _, use, _ in measured)
     if cores >= FULL:
         return (
@@ -240,6 +289,29 @@ def _slots(measured: list[tuple[Durations, NodeUse, HostResources]], seconds: fl
     if busiest >= FULL:
         return slots * 2, f"{busiest:.0%} of its slots were in use, and {cores:.1f} cores"
     return slots, f"{busiest:.0%} of its slots were in use"
+
+
+def effects(cluster: Cluster, proposals: list[Proposal]) -> Iterator[str]:
+    """Yield, in words, what bringing ``proposals`` to ``cluster`` replaces and restarts."""
+    for one in proposals:
+        resized = one.pool in scale.RESIZED_POOLS
+        if one.prefetch != one.better_prefetch or (one.concurrency != one.better_concurrency and not resized):
+            yield f"{one.node} is replaced on its hosts; running tasks end on the old one"
+    prefetch = {one.node: one.better_prefetch for one in proposals}
+    nodes = tuple(
+        node.model_copy(update={"prefetch_multiplier": prefetch.get(node.name, node.prefetch_multiplier)})
+        for node in cluster.worker_nodes
+    )
+    before = topology.consumer_timeout_ms(cluster) // 1000
+    after = topology.consumer_timeout_ms(cluster.model_copy(update={"worker_nodes": nodes})) // 1000
+    if before != after:
+        longest = max(nodes, key=lambda node: node.prefetch_multiplier * node.time_limit)
+        yield (
+            "the brokers restart one after the other: a message may then be with a stuck worker node for"
+            f" {after} s (consumer_timeout), not {before} s. Node {longest.name} decides it, with"
+            f" {longest.prefetch_multiplier} x {longest.time_limit} s: lower its time_limit first if its"
+            " tasks are short"
+        )
 
 
 def apply(cluster: Cluster, tuning: Tuning) -> None:
@@ -280,13 +352,22 @@ def show(cluster: Cluster, tuning: Tuning, console: Console) -> None:
         console.print(table)
     for one in tuning.proposals:
         console.print(f"[bold]{one.node}[/]: {one.why}", highlight=False, soft_wrap=True)
-    for node, count in tuning.unknown.items():
-        console.print(
-            f"[yellow]{node}[/]: {count} tasks in {tuning.seconds:g} s say too little; look while there is"
-            " work (SECONDS=), or send some (TASK= ARGS= N=)",
-            highlight=False,
-            soft_wrap=True,
-        )
+    for node in cluster.worker_nodes:
+        if node.name in tuning.unknown:
+            why = _too_little(cluster, node, tuning)
+            console.print(f"[yellow]{node.name}[/]: {why}", highlight=False, soft_wrap=True)
+    for effect in tuning.effects:
+        console.print(f"[yellow]note[/]      {effect}", highlight=False, soft_wrap=True)
+
+
+def _too_little(cluster: Cluster, node: WorkerNode, tuning: Tuning) -> str:
+    profile = cluster.profile_of(node)
+    if not PROFILES[profile].events:
+        return f"its profile `{profile}` sends no task events: nothing can be measured"
+    return (
+        f"{tuning.unknown[node.name]} tasks in {tuning.seconds:g} s say too little; look while there is work"
+        " (SECONDS=), or send some (TASK= ARGS= N=)"
+    )
 
 
 def _time(seconds: float) -> str:

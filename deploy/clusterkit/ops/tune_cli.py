@@ -39,19 +39,22 @@ def tune(
     cluster: ClusterName = DEFAULT_CLUSTER,
     seconds: Annotated[float, typer.Option(min=1, help="How long to look at the tasks that run.")] = 30.0,
     task: Annotated[str, typer.Option(help="Send this task meanwhile, when there is no other work.")] = "",
-    arguments: Annotated[str, typer.Option("--args", help="Its arguments, a JSON list.")] = "[]",
-    number: Annotated[int, typer.Option(min=1, help="How often it is sent.")] = 500,
+    arguments: Annotated[
+        str, typer.Option("--args", help="Its arguments: JSON, a list or an object.")
+    ] = "[]",
+    number: Annotated[int, typer.Option(min=1, help="How many of it are under way at a time.")] = 200,
     apply: Annotated[bool, typer.Option("--apply", help="Write the proposals into the inventory.")] = False,
     as_json: Json = False,
 ) -> None:
     """Measure what the worker nodes' tasks do, and propose concurrency and prefetch, with the figures.
 
-    It listens to the tasks' events, so nothing is seen of worker nodes that send none.
+    It listens to the tasks' events, so nothing is seen of worker nodes that send none (profile throughput).
+    With --task up to --number of it are still under way at the end, and run on.
 
     \b
     Examples:
       clusterkit cluster tune --cluster lab --seconds 300
-      clusterkit cluster tune --task tasks.compute.fibonacci --args '[24]' --number 2000
+      clusterkit cluster tune --task tasks.compute.monte_carlo_pi --args '[200000]'
       clusterkit cluster tune --apply && make cluster-up
     """
     from clusterkit.ops import tune as tuning
@@ -60,18 +63,19 @@ def tune(
     loaded = brought_up(cluster)
     if arguments != "[]" and not task:
         raise BadInputError("ARGS= are a task's arguments: say which with TASK=")
-    sample = tuning.Sample(task, arguments, number) if task else None
+    app = operator_app(loaded)
+    sample = tuning.Sample.of(app, task, arguments, number) if task else None
     if not as_json:
         stderr.print(f"looking at cluster {loaded.name} for {seconds:g} s", highlight=False)
-    found = tuning.tune(loaded, operator_app(loaded), seconds=seconds, sample=sample)
+    found = tuning.tune(loaded, app, seconds=seconds, sample=sample)
     better = [one for one in found.proposals if one.better]
-    if apply and better:
-        tuning.apply(loaded, found)
     if as_json:
         print_json(found.to_json())
-        return
-    tuning.show(loaded, found, stdout)
-    if not better:
+    else:
+        tuning.show(loaded, found, stdout)
+    if apply and better:
+        tuning.apply(loaded, found)
+    if as_json or not better:
         return
     again = f"make cluster-up CLUSTER={loaded.name}"
     ends = f"written; {again} brings it to the hosts" if apply else f"APPLY=1 writes it; then {again}"

@@ -79,7 +79,7 @@ def _check_tasks(app: Celery, file: ClusterFile) -> None:
         raise UnknownTaskError(
             f"cluster {file.cluster!r} runs the app {file.celery_app}, which has none of the tasks"
             f" of this script ({', '.join(sorted(own)[:3])}, ...)",
-            next_step="python clients/submit.py --list lists what it has",
+            next_step="python3 clients/submit.py --list lists what it has",
         )
 
 

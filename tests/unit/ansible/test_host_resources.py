@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,7 @@ def test_no_limit_of_version_1_is_no_limit(call: Call, root: Path) -> None:
 
 def test_what_a_service_uses_is_that_of_all_its_processes(call: Call) -> None:
     work = "import os, time\nos.fork()\nend = time.time() + 20\nwhile time.time() < end: pass"
+    begun = time.time()
     with subprocess.Popen([sys.executable, "-c", work]) as busy:
         found = call("host_resources", seconds=1.0, processes={"busy": busy.pid, "gone": 1 << 22})
         for process in psutil.Process(busy.pid).children():
@@ -88,3 +90,4 @@ def test_what_a_service_uses_is_that_of_all_its_processes(call: Call) -> None:
     assert used["cores"] > 0
     assert used["memory"] > 0
     assert found["busy"] > 0
+    assert begun <= found["begin"] <= found["end"] - 1.0 <= time.time() - 1.0

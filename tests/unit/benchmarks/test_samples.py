@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from benchwork.marks import Marks
 
-from tests.benchmarks.samples import Pair, Sample, Table, percentile, rows, turns
+from tests.benchmarks.samples import Pair, Sample, percentile, rows, turns
 
 
 def sample(value: float, cpu: float = 1.0, **figures: float) -> Sample:
@@ -60,11 +60,6 @@ def test_a_percentile_is_one_of_the_values(share: float, value: float) -> None:
 
 def test_a_percentile_of_one_value_is_that_value() -> None:
     assert percentile([7.0], 0.5) == 7.0
-
-
-def test_a_table_survives_its_json() -> None:
-    table = Table("b", "B", "tasks/s", rows("kit", [Pair("a", sample(2), sample(1))]), ("note",), {"a": "x"})
-    assert Table.from_json(table.to_json()) == table
 
 
 def test_marks_tell_what_did_not_run_and_what_ran_twice(tmp_path: Path) -> None:

@@ -45,5 +45,15 @@ def test_every_command_has_help_with_examples(command: str) -> None:
     assert f"\n    clusterkit cluster {command}" in said
 
 
+@pytest.mark.parametrize(
+    ("group", "first"), [("", "cluster broker"), ("cluster", "preflight up status"), ("broker", "restart")]
+)
+def test_the_help_lists_first_what_is_needed_first_and_cuts_nothing_off(group: str, first: str) -> None:
+    said = clusterkit(*group.split(), "--help").stdout
+    listed = said.partition("Commands:\n")[2].splitlines()
+    assert " ".join(line.split()[0] for line in listed).startswith(first)
+    assert [line for line in listed if line.endswith("...")] == []
+
+
 def test_the_exit_codes_are_in_the_help() -> None:
     assert "7 it answers but is not well" in " ".join(clusterkit("--help").stdout.split())

@@ -5,11 +5,13 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 from xml.etree import ElementTree as ET
 
 import pytest
 
-from clusterkit.ops.compare import picture, reading, report, tables, works
+from clusterkit.ops.compare import measure, picture, reading, report, tables, works
 from clusterkit.ops.compare.figures import Compared, Comparison, Figure
 from clusterkit.ops.compare.site import page
 from clusterkit.ops.compare.variants import VARIANTS, chosen
@@ -71,8 +73,8 @@ def test_a_function_that_cannot_be_used_is_refused_with_the_form_or_the_reason(n
 
 
 def test_a_function_of_the_readers_gets_its_calls_in_turn() -> None:
-    work = works.own("tasks.comparison:fibonacci", "[[3], [4]]", 5)
-    assert work.calls == ((3,), (4,), (3,), (4,), (3,))
+    work = works.own("tasks.comparison:count_primes", "[[0, 3], [0, 4]]", 5)
+    assert work.calls == ((0, 3), (0, 4), (0, 3), (0, 4), (0, 3))
 
 
 @pytest.mark.parametrize(("seconds", "count"), [(0.015, 100), (0.0, 200), (0.001, 200), (60.0, 4)])
@@ -148,11 +150,37 @@ def test_the_picture_is_svg_with_a_bar_for_each_variant_and_figure() -> None:
     root = ET.fromstring(picture.svg(QUIET))  # noqa: S314 - made here
     bars = [one for one in root.iter() if one.get("class") in {"plain", "local", "celery"}]
     assert len(bars) == 3 * len(QUIET.works[0].figures)
+    assert "green: Celery's pools" in "".join(root.itertext())
+
+
+def test_a_pool_of_celery_is_one_also_where_its_servers_took_no_time_that_could_be_seen() -> None:
+    found = picture.svg(comparison_of(figure("plain", 1.5), figure("solo", 1.6)))
+    assert 'class="celery"' in found
+    assert 'class="local"' not in found
+    celery = comparison_of(figure("plain", 1.5), figure("prefork", 0.8)).works[0].figures[1]
+    assert (celery.celery, figure("ppft", 0.8).celery) == (True, False)
+
+
+def test_fewer_results_than_the_plain_loops_are_a_problem() -> None:
+    def place(*digests: str) -> measure._Place:
+        child: Any = SimpleNamespace(ask=lambda *_: {"digests": list(digests)})
+        return measure._Place(VARIANTS[0], child, [], [])
+
+    plain = place("a", "b")
+    problems = []
+    for other in (plain, place("a", "b"), place("a"), place("a", "c")):
+        measure._look_at_results(other, plain)
+        problems.append(other.problem)
+    assert problems == [
+        "",
+        "",
+        "1 results, not the plain loop's 2",
+        "1 of 2 results differ from the plain loop's, that of call 2 first",
+    ]
 
 
 def test_the_work_is_what_it_says() -> None:
     assert comparison.count_primes(0, 100) == 25
-    assert comparison.fibonacci(20) == 6765
     row = comparison.mandelbrot_row(50, 100, 60)
     assert (len(row), max(row), min(row) < 5) == (comparison.ROW_PIXELS, 60, True)
     assert 'href="/0"' in page(3, 4)
@@ -165,9 +193,9 @@ def test_the_worker_calls_nothing_that_make_compare_has_not_allowed(
     comparison_app._allow.cache_clear()
     with pytest.raises(PermissionError, match="os:getcwd may not be called here"):
         comparison_app.call("os:getcwd", [])
-    allowed = {"functions": ["tasks.comparison:fibonacci"], "paths": []}
+    allowed = {"functions": ["tasks.comparison:count_primes"], "paths": []}
     (tmp_path / comparison_app.ALLOWED_FILE).write_text(json.dumps(allowed))
-    assert comparison_app.call("tasks.comparison:fibonacci", [10]) == 55
+    assert comparison_app.call("tasks.comparison:count_primes", [0, 10]) == 4
     with pytest.raises(PermissionError):
         comparison_app.call("os:getcwd", [])
     comparison_app._allow.cache_clear()

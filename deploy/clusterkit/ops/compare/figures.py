@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from clusterkit.ops.compare.variants import PLAIN
+from clusterkit.ops.model import POOLS
 
 MEGABYTE: Final = 1_000_000
 #: Part of its time that the plain loop waited for a core from which on the rates are doubtful.
@@ -40,6 +41,11 @@ class Figure:
     queued: float = 0.0
     memory: int = 0
     problem: str = ""
+
+    @property
+    def celery(self) -> bool:
+        """Whether it is one of Celery's pools."""
+        return self.variant in POOLS
 
     @property
     def ran(self) -> bool:

@@ -24,10 +24,10 @@ if TYPE_CHECKING:
     from clusterkit.ops.model import Cluster
     from clusterkit.ops.progress import Progress
 
-#: Seconds a variant has for a round: at least, and as many times the plain loop's; and the plain loop itself.
+#: Seconds a variant has for a round: at least, and as many times the plain loop's; and for a first call.
 _PATIENCE: Final = 60.0
 _PATIENCE_TIMES: Final = 10.0
-_PLAIN_PATIENCE: Final = 600.0
+_FIRST_PATIENCE: Final = 600.0
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def sized(work: Work, setting: Setting) -> Work:
     """
     with contextlib.ExitStack() as stack:
         place = _make_ready(VARIANTS[0], work, setting, stack)
-        _measure(place, _PATIENCE)
+        _measure(place, _FIRST_PATIENCE)
         _refuse_failed(place, work)
         return work.filled(works.own_count(place.seconds[0] / len(work.calls)))
 
@@ -119,14 +119,13 @@ def _make_ready(variant: Variant, work: Work, setting: Setting, stack: contextli
         "calls": work.calls,
         "at_once": variant.at_once(setting.cores, setting.concurrency),
         "paths": setting.paths,
-        "patience": _PATIENCE,
         "client_file": str(cluster.state_dir / "client.json"),
         "task": CALL,
         "queue": variant.name,
     }
     child.tell(json.dumps(job))
     try:
-        child.ask("warm", _PATIENCE)
+        child.ask("warm", _FIRST_PATIENCE)
     except ChildError as error:
         place.problem = str(error)
     return place
@@ -136,20 +135,22 @@ def _measure(place: _Place, patience: float) -> None:
     if place.problem:
         return
     try:
-        with usage.Usage(place.own) as own, usage.Usage(place.shared) as shared:
+        shared = usage.processor_seconds(place.shared())
+        with usage.Usage(place.own) as own:
             answer = place.child.ask("run", patience)
+        shared = usage.processor_seconds(place.shared()) - shared
     except ChildError as error:
         place.problem = str(error)
         return
     place.seconds.append(answer["seconds"])
     place.queued.append(answer["queued"])
     place.processor.append(own.seconds)
-    place.server_processor.append(shared.seconds)
+    place.server_processor.append(max(shared, 0.0))
     place.memory = max(place.memory, own.peak)
 
 
 def _patience(plain: _Place) -> float:
-    return max(_PATIENCE, _PATIENCE_TIMES * max(plain.seconds)) if plain.seconds else _PLAIN_PATIENCE
+    return max(_PATIENCE, _PATIENCE_TIMES * max(plain.seconds)) if plain.seconds else _FIRST_PATIENCE
 
 
 def _look_at_results(place: _Place, plain: _Place) -> None:
@@ -161,11 +162,11 @@ def _look_at_results(place: _Place, plain: _Place) -> None:
     except ChildError as error:
         place.problem = f"a result is not JSON: {error}"
         return
-    differ = [
-        number
-        for number, (own, expected) in enumerate(zip(place.digests, plain.digests, strict=False))
-        if own != expected
-    ]
+    if len(place.digests) != len(plain.digests):
+        place.problem = f"{len(place.digests)} results, not the plain loop's {len(plain.digests)}"
+        return
+    pairs = zip(place.digests, plain.digests, strict=True)
+    differ = [number for number, (own, expected) in enumerate(pairs) if own != expected]
     if differ:
         count = f"{len(differ)} of {len(plain.digests)} results"
         place.problem = f"{count} differ from the plain loop's, that of call {differ[0] + 1} first"

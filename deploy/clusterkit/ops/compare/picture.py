@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from clusterkit.ops.compare import tables
 from clusterkit.ops.compare.figures import MEGABYTE
+from clusterkit.ops.compare.variants import PLAIN
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 _WIDTH, _NAMES, _GAP, _VALUE = 960, 150, 14, 84
 _ROW, _BAR, _HEAD, _FOOT = 19, 13, 50, 18
 _TOP: Final = 10
+_LEGEND: Final = "grey: the plain loop; blue: this machine's own systems; green: Celery's pools"
 
 #: A panel of bars: its title, the value of a bar, the part of it in another colour, and how it is written.
 _PANELS: Final[tuple[tuple[str, Callable[[Figure], float], Callable[[Figure], float], str], ...]] = (
@@ -51,7 +53,7 @@ def svg(comparison: Comparison) -> str:
         top += _HEAD + _ROW * len(compared.figures) + _FOOT
     busy = [work.work for work in comparison.works if not work.quiet]
     note = f"; the machine was busy: do not compare the rates of {', '.join(busy)}" if busy else ""
-    for line in _wrapped(f"{tables.machine(comparison)}{note}"):
+    for line in (_LEGEND, *_wrapped(f"{tables.machine(comparison)}{note}")):
         parts.append(f'<text x="4" y="{top + 4}">{escape(line)}</text>')
         top += 15
     works = ", ".join(compared.work for compared in comparison.works)
@@ -110,9 +112,9 @@ def _panel(compared: Compared, number: int, first: int) -> str:
 
 
 def _colour(figure: Figure) -> str:
-    if figure.servers:
+    if figure.celery:
         return "celery"
-    return "plain" if figure.variant == "plain" else "local"
+    return "plain" if figure.variant == PLAIN else "local"
 
 
 def _wrapped(text: str, width: int = 150) -> list[str]:

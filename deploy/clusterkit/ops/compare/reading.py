@@ -84,7 +84,7 @@ def _cores(fastest: Figure, cores: int) -> str:
 
 def _price(compared: Compared) -> Iterator[str]:
     """Say what it costs that calls are messages: the best of Celery's against the plain loop."""
-    celery = [figure for figure in compared.sound if figure.servers]
+    celery = [figure for figure in compared.sound if figure.celery]
     if celery and celery[0].kind != "one at a time":
         best = celery[0]
         more = 1000 * (best.processor - compared.plain.processor)

@@ -68,13 +68,11 @@ def run(cluster: Cluster, wanted: Wanted, console: Console) -> tuple[Comparison,
         mine = [measure.sized(mine[0], setting)]
     started = time.time()
     with contextlib.ExitStack() as stack:
-        brokers = (
-            stack.enter_context(_celery(cluster, wanted, console))
-            if any(variant.celery for variant in variants)
-            else {}
-        )
+        on_cluster = any(variant.celery for variant in variants)
+        brokers = stack.enter_context(_celery(cluster, wanted, console)) if on_cluster else {}
         planned = mine or stack.enter_context(_kits_own(wanted))
-        _allow(cluster, planned, setting.paths)
+        if on_cluster:
+            _allow(cluster, planned, setting.paths)
         names = [work.name for work in planned]
         progress = stack.enter_context(Progress(_title(variants, cores), names, console))
         found = []
@@ -122,9 +120,8 @@ def _kits_own(wanted: Wanted) -> Iterator[list[Work]]:
 
 def _allow(cluster: Cluster, planned: Sequence[Work], paths: Sequence[str]) -> None:
     """Let the cluster's workers call the functions of ``planned``, and nothing else."""
-    if cluster.home.exists():
-        allowed = {"functions": works.functions(planned), "paths": list(paths)}
-        (cluster.home / comparison_app.ALLOWED_FILE).write_text(json.dumps(allowed), encoding="utf-8")
+    allowed = {"functions": works.functions(planned), "paths": list(paths)}
+    (cluster.home / comparison_app.ALLOWED_FILE).write_text(json.dumps(allowed), encoding="utf-8")
 
 
 @contextlib.contextmanager

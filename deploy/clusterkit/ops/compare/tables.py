@@ -20,7 +20,7 @@ COLUMNS: Final[dict[str, Callable[[Compared, Figure], str]]] = {
     "calls/s": lambda _, figure: f"{figure.rate:.1f}",
     "x plain": lambda compared, figure: f"{compared.times(figure):.2f}",
     "CPU ms": lambda _, figure: f"{1000 * figure.processor:.1f}",
-    "servers ms": lambda _, figure: f"{1000 * figure.servers:.1f}" if figure.servers else "",
+    "servers ms": lambda _, figure: f"{1000 * figure.servers:.1f}" if figure.celery else "",
     "MB": lambda _, figure: f"{figure.memory / MEGABYTE:.0f}",
 }
 #: What the columns mean.
@@ -68,14 +68,3 @@ def show(comparison: Comparison, console: Console) -> None:
     for sentence in (LEGEND, *comparison.reading):
         console.print(f"{sentence}\n", highlight=False, markup=False)
     console.print(machine(comparison), highlight=False, markup=False, style="dim")
-
-
-def markdown(comparison: Comparison) -> str:
-    """Return the tables as Markdown."""
-    lines: list[str] = []
-    for compared in comparison.works:
-        lines += [f"**{caption(compared)}**", "", f"| {' | '.join(HEAD)} |"]
-        lines += [f"|{'|'.join([' --- ', *[' ---: '] * (len(HEAD) - 2), ' --- '])}|"]
-        lines += [f"| {' | '.join(cells(compared, figure))} |" for figure in compared.figures]
-        lines.append("")
-    return "\n".join(lines)
