@@ -55,6 +55,7 @@ class Record:
     def __init__(self, path: Path, entries: list[Entry]) -> None:
         self._path = path
         self.entries = entries
+        self._before = entries
 
     @classmethod
     def load(cls, cluster: Cluster) -> Record:
@@ -97,6 +98,7 @@ class Record:
 
     def begin(self, entry: Entry) -> None:
         """Note that hosts begin to get a release."""
+        self._before = self.entries
         self._drop_unfinished()
         self._write([*self.entries, replace(entry, complete=False)])
 
@@ -105,9 +107,8 @@ class Record:
         self._write([*self.entries[:-1], replace(self.entries[-1], complete=True)])
 
     def give_up(self) -> None:
-        """Forget the release that was begun: no host has it."""
-        self._drop_unfinished()
-        self._write(self.entries)
+        """Forget the release that was begun: no host has it, but some may have one that was begun before."""
+        self._write(self._before)
 
     def deployed(self, release_id: str, how: How, source: str, tasks: dict[str, str | None]) -> None:
         """Note what all hosts run now, unless that is known already."""

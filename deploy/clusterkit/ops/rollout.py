@@ -183,20 +183,28 @@ def _batches(
         except DeployError as error:
             if not done:
                 record.give_up()
+                raise _canary_failed(ready.built.id, hosts, record.unfinished, error) from error
             raise _failed(cluster, ready.built.id, hosts, done, error) from error
         note(hosts)
         done += hosts
 
 
+def _canary_failed(
+    release_id: str, hosts: tuple[str, ...], unfinished: Entry | None, error: DeployError
+) -> ReleaseError:
+    next_step = "mend the app and run make cluster-release again"
+    if unfinished:
+        next_step += f"; make cluster-rollback takes back the hosts that run {unfinished.id}"
+    return ReleaseError(
+        f"release {release_id} does not serve on the canary {hosts[0]}, where the release before goes on;"
+        f" no other host was touched:\n{error}",
+        next_step=next_step,
+    )
+
+
 def _failed(
     cluster: Cluster, release_id: str, hosts: tuple[str, ...], done: list[str], error: DeployError
 ) -> ReleaseError:
-    if not done:
-        return ReleaseError(
-            f"release {release_id} does not serve on the canary {hosts[0]}, where the release before goes on;"
-            f" no other host was touched:\n{error}",
-            next_step="mend the app and run make cluster-release again",
-        )
     return ReleaseError(
         f"release {release_id} does not serve on {', '.join(hosts)}, where the release before goes on;"
         f" {', '.join(done)} run the new one:\n{error}",

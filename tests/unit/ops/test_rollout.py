@@ -90,6 +90,18 @@ def test_one_that_failed_on_its_canary_is_forgotten(record: Record) -> None:
     assert [one.id for one in record.entries] == ["one"]
 
 
+def test_one_that_failed_on_its_canary_leaves_the_one_that_got_stuck_before_it(record: Record) -> None:
+    roll(record, entry("one"))
+    roll(record, entry("two"))
+    record.begin(entry("three"))
+    record.begin(entry("four"))
+    record.give_up()
+    before = record.before()
+    assert record.unfinished
+    assert before
+    assert (record.unfinished.id, before.id) == ("three", "two"), "not back to one, which no host runs"
+
+
 def test_an_up_that_deploys_the_same_again_is_no_new_entry(record: Record) -> None:
     record.deployed("one", "up", ".", {})
     record.deployed("one", "up", ".", {})
