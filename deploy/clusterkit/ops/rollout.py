@@ -17,7 +17,7 @@ from clusterkit.ops.progress import Progress
 from clusterkit.runtime.errors import BadInputError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from rich.console import Console
 
@@ -39,8 +39,8 @@ _LIST: Final = "List the releases"
 class Way:
     """How a release goes over the hosts.
 
-    ``canary`` is the host that gets it first (default: the first worker), ``serial`` how many get it at a
-    time afterwards (default: a third of them). With ``allow_missing`` task names may go away.
+    ``canary`` is the host that gets it first (default: the first with worker nodes), ``serial`` how many get
+    it at a time afterwards (default: a third of them). With ``allow_missing`` task names may go away.
     """
 
     canary: str = ""
@@ -112,20 +112,26 @@ def roll(cluster: Cluster, console: Console, release_id: str) -> Rolled:
     return _roll(cluster, console, DEFAULT_WAY, _Goal("release", release_id))
 
 
-def batches(workers: Sequence[str], canary: str, serial: int) -> tuple[tuple[str, ...], ...]:
+def batches(
+    workers: Sequence[str], idle: Collection[str], canary: str, serial: int
+) -> tuple[tuple[str, ...], ...]:
     """Return the worker hosts in the order in which they change: the canary, then ``serial`` at a time.
 
+    Those that run no worker node, ``idle``, come last: they would prove nothing.
+
     Raises:
-        BadInputError: the canary is no worker.
+        BadInputError: the canary is no worker, or runs no worker node.
     """
-    first = canary or workers[0]
-    if first not in workers:
-        raise BadInputError(
-            f"CANARY={canary} is no worker of this cluster", next_step=f"workers: {', '.join(workers)}"
-        )
-    rest = [host for host in workers if host != first]
-    size = serial or max(len(workers) // _SHARE, 1)
-    return ((first,), *(tuple(rest[at : at + size]) for at in range(0, len(rest), size)))
+    working = [host for host in workers if host not in idle]
+    if canary and canary not in working:
+        what = "runs no worker node now" if canary in workers else "is no worker of this cluster"
+        raise BadInputError(f"CANARY={canary} {what}", next_step=f"those that do: {', '.join(working)}")
+    first = canary or next(iter(working), "")
+    rest = [host for host in working if host != first]
+    size = serial or max(len(working) // _SHARE, 1)
+    shares = [tuple(rest[at : at + size]) for at in range(0, len(rest), size)]
+    last = tuple(host for host in workers if host in idle)
+    return tuple(hosts for hosts in ((first,) if first else (), *shares, last) if hosts)
 
 
 @dataclass(frozen=True)
@@ -139,7 +145,9 @@ class _Goal:
 
 def _roll(cluster: Cluster, console: Console, way: Way, goal: _Goal) -> Rolled:
     cluster = addresses.resolved(cluster)
-    order = batches(cluster.group("workers"), way.canary, way.serial)
+    workers = cluster.group("workers")
+    idle = [host for host in workers if not cluster.nodes_on(host)]
+    order = batches(workers, idle, way.canary, way.serial)
     names = [name for one in (_SEND, _WORKERS, _SWITCH) for name in playbook.phases(cluster, one)]
     names.insert(len(playbook.phases(cluster, _SEND)), _GATE)
     phases = [deployment.PREFLIGHT, deployment.BUILD, *names]

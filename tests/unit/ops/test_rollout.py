@@ -31,12 +31,28 @@ FIVE = ("h1", "h2", "h3", "h4", "h5")
 def test_a_canary_comes_first_and_then_a_share_at_a_time(
     workers: tuple[str, ...], canary: str, serial: int, order: tuple[tuple[str, ...], ...]
 ) -> None:
-    assert batches(workers, canary, serial) == order
+    assert batches(workers, (), canary, serial) == order
 
 
-def test_a_canary_that_is_no_worker_is_refused_with_those_that_are() -> None:
-    with pytest.raises(BadInputError, match="CANARY=h9 is no worker"):
-        batches(FIVE, "h9", 0)
+@pytest.mark.parametrize(
+    ("idle", "order"),
+    [
+        (("h1",), (("h2",), ("h3",), ("h1",))),
+        (("h1", "h3"), (("h2",), ("h1", "h3"))),
+        (FIVE[:3], (FIVE[:3],)),
+    ],
+)
+def test_hosts_without_worker_nodes_prove_nothing_and_come_last(
+    idle: tuple[str, ...], order: tuple[tuple[str, ...], ...]
+) -> None:
+    assert batches(FIVE[:3], idle, "", 0) == order
+
+
+@pytest.mark.parametrize(("canary", "said"), [("h9", "is no worker"), ("h5", "runs no worker node now")])
+def test_a_canary_that_proves_nothing_is_refused_with_those_that_do(canary: str, said: str) -> None:
+    with pytest.raises(BadInputError, match=f"CANARY={canary} {said}") as refused:
+        batches(FIVE, ("h5",), canary, 0)
+    assert "h1, h2, h3, h4" in refused.value.next_step
 
 
 def test_messages_for_a_task_are_those_of_its_queue_and_the_delayed_ones() -> None:
