@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from clusterkit.ops.secrets import Role, Secrets
     from clusterkit.ops.times import Ran
 
-PREFLIGHT, BUILD, _PROBE = "Preflight", "App release", "Probe tasks"
+PREFLIGHT, BUILD, PROBE = "Preflight", "App release", "Probe tasks"
 #: Seconds within which every worker node has to answer a probe on each of its queues.
 PROBE_DEADLINE = 60.0
 
@@ -81,7 +81,7 @@ def up(cluster: Cluster, console: Console, bundle: Path | None = None) -> Deploy
     if bundle:
         bundles.read(bundle)
     cluster = addresses.resolved(cluster)
-    phases = [PREFLIGHT, BUILD, *playbook.phases(cluster, "up"), _PROBE]
+    phases = [PREFLIGHT, BUILD, *playbook.phases(cluster, "up"), PROBE]
     with alone(cluster), Progress(f"cluster {cluster.name}: up", phases, console) as progress:
         record = releases.Record.load(cluster)
         pinned = record.pinned(cluster)
@@ -96,7 +96,7 @@ def up(cluster: Cluster, console: Console, bundle: Path | None = None) -> Deploy
         write_cluster_files(cluster, ready.keys, tasks)
         if not pinned:
             record.deployed(ready.built.id, "up", cluster.app_source, tasks)
-        progress.start(_PROBE)
+        progress.start(PROBE)
         app = operator_app(cluster)
         probes = probing.probe(app, cluster, deadline=PROBE_DEADLINE, report=progress.doing)
         if not probes.complete:

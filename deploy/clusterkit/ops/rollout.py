@@ -10,8 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from clusterkit.ops import addresses, deployment, playbook, releases, status
-from clusterkit.ops.errors import DeployError, ReleaseError
+from clusterkit.ops import addresses, deployment, playbook, probing, releases, status
+from clusterkit.ops.errors import ClusterUnhealthyError, DeployError, ReleaseError
 from clusterkit.ops.lock import alone, note
 from clusterkit.ops.progress import Progress
 from clusterkit.runtime.errors import BadInputError
@@ -78,6 +78,7 @@ def release(cluster: Cluster, console: Console, *, source: str = "", way: Way = 
     Raises:
         ReleaseError: it cannot be built or imported, lacks task names, or its workers do not serve. On every
             host that has not been through, the old release goes on.
+        ClusterUnhealthyError: all hosts have it, and a worker node does not answer its probes.
         PreflightError, DeployError, BadInputError: as for ``deployment.up``.
     """
     built_from = cluster.model_copy(update={"app_source": source}) if source else cluster
@@ -90,6 +91,7 @@ def rollback(cluster: Cluster, console: Console, *, release_id: str = "", way: W
     Raises:
         BadInputError: there is no such release.
         ReleaseError: as for ``release``; a task name may go away here unless messages wait in its queue.
+        ClusterUnhealthyError: as for ``release``.
     """
     record = releases.Record.load(cluster)
     entry = record.find(release_id) if release_id else record.before()
@@ -107,7 +109,7 @@ def roll(cluster: Cluster, console: Console, release_id: str) -> Rolled:
     """Roll out the release ``release_id``, which was built before.
 
     Raises:
-        ReleaseError: as for ``release``.
+        ReleaseError, ClusterUnhealthyError: as for ``release``.
     """
     return _roll(cluster, console, DEFAULT_WAY, _Goal("release", release_id))
 
@@ -150,7 +152,7 @@ def _roll(cluster: Cluster, console: Console, way: Way, goal: _Goal) -> Rolled:
     order = batches(workers, idle, way.canary, way.serial)
     names = [name for one in (_SEND, _WORKERS, _SWITCH) for name in playbook.phases(cluster, one)]
     names.insert(len(playbook.phases(cluster, _SEND)), _GATE)
-    phases = [deployment.PREFLIGHT, deployment.BUILD, *names]
+    phases = [deployment.PREFLIGHT, deployment.BUILD, *names, deployment.PROBE]
     with (
         alone(cluster),
         Progress(f"cluster {cluster.name}: {goal.how}", phases, console) as progress,
@@ -159,7 +161,6 @@ def _roll(cluster: Cluster, console: Console, way: Way, goal: _Goal) -> Rolled:
         old_tasks = record.current.tasks if record.current else releases.tasks_of_clients(cluster)
         before = record.current.id if record.current else ""
         ready = deployment.prepare(cluster, progress, goal.release_id)
-        note(release=ready.built.id)
         sent = playbook.run(cluster, _SEND, {**ready.variables, "cluster_release_sent": True}, progress)
         tasks = deployment.manifest(sent)
         progress.start(_GATE)
@@ -172,6 +173,7 @@ def _roll(cluster: Cluster, console: Console, way: Way, goal: _Goal) -> Rolled:
         playbook.run(cluster, _SWITCH, ready.variables, progress)
         deployment.write_cluster_files(cluster, ready.keys, tasks)
         record.complete()
+        _prove(cluster, progress)
         nodes = status.nodes(cluster, deployment.operator_app(cluster))
         return Rolled(ready.built.id, before, order, progress.seconds, nodes)
 
@@ -193,8 +195,31 @@ def _batches(
                 record.give_up()
                 raise _canary_failed(ready.built.id, hosts, record.unfinished, error) from error
             raise _failed(cluster, ready.built.id, hosts, done, error) from error
-        note(hosts)
+        note(hosts, ready.built.id)
         done += hosts
+
+
+def _prove(cluster: Cluster, progress: Progress) -> None:
+    """Probe every queue of every worker node, but those with messages.
+
+    There a probe may take hours, and the hand-over has seen each new node begin one of them.
+
+    Raises:
+        ClusterUnhealthyError: a worker node did not answer.
+    """
+    progress.start(deployment.PROBE)
+    with deployment.monitor(cluster) as broker:
+        busy = {queue.name for queue in broker.queues().values() if queue.ready or queue.unacknowledged}
+    app = deployment.operator_app(cluster)
+    probes = probing.probe(app, cluster, deadline=deployment.PROBE_DEADLINE, report=progress.doing, but=busy)
+    if not probes.complete:
+        raise ClusterUnhealthyError(
+            "\n  ".join(
+                ["every host has the release, but not every node answered:", *probes.describe_missing()]
+            ),
+            next_step=f"make cluster-status CLUSTER={cluster.name}; cluster-logs says why;"
+            " make cluster-rollback goes back",
+        )
 
 
 def _canary_failed(

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
+from typing import Any
 
 import pytest
+from rich.console import Console
 
-from clusterkit.ops import inventory, releases
+from clusterkit.ops import deployment, inventory, probing, releases, rollout
 from clusterkit.ops.broker import Queue
+from clusterkit.ops.errors import ClusterUnhealthyError
 from clusterkit.ops.model import Cluster
+from clusterkit.ops.probing import Probes
+from clusterkit.ops.progress import Progress
 from clusterkit.ops.releases import Entry, Record
 from clusterkit.ops.rollout import batches, waiting
 from clusterkit.runtime.errors import BadInputError
@@ -61,6 +67,31 @@ def test_messages_for_a_task_are_those_of_its_queue_and_the_delayed_ones() -> No
         for name, ready, unacknowledged in (("cpu", 3, 2), ("io", 7, 0), ("celery_delayed_4", 1, 0))
     }
     assert waiting(queues, "cpu") == 6
+
+
+class Broker:
+    """Counts messages in queues, as the monitor does."""
+
+    def queues(self) -> dict[str, Queue]:
+        counts = {"default": (0, 0), "cpu": (0, 0), "io": (0, 1)}
+        return {name: Queue(name, "quorum", *of, 1) for name, of in counts.items()}
+
+
+def test_at_the_end_all_nodes_are_probed_but_behind_messages_and_a_silent_one_is_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    left_out: set[str] = set()
+
+    def probe(*_: Any, but: set[str], **__: Any) -> Probes:
+        left_out.update(but)
+        return Probes({}, {"cpu": ["cpu@h1"]})
+
+    monkeypatch.setattr(probing, "probe", probe)
+    monkeypatch.setattr(deployment, "operator_app", lambda _: None)
+    monkeypatch.setattr(deployment, "monitor", lambda _: contextlib.nullcontext(Broker()))
+    with pytest.raises(ClusterUnhealthyError, match="cpu@h1 did not answer on queue cpu"):
+        rollout._prove(CLUSTER, Progress("", [], Console(quiet=True)))
+    assert left_out == {"io"}
 
 
 def entry(
