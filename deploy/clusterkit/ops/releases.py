@@ -118,6 +118,12 @@ class Record:
         self._drop_unfinished()
         self._write([*self.entries, new_entry(release_id, how, source, tasks)])
 
+    def stayed(self) -> None:
+        """Note that all hosts run the current release, also those that had got another."""
+        if self.unfinished:
+            self._drop_unfinished()
+            self._write(self.entries)
+
     def _drop_unfinished(self) -> None:
         self.entries = [entry for entry in self.entries if entry.complete]
 

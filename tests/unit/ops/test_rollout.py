@@ -156,6 +156,13 @@ def test_an_up_that_deploys_the_same_again_is_no_new_entry(record: Record) -> No
     assert [one.id for one in record.entries] == ["one", "two"]
 
 
+def test_an_up_that_keeps_the_release_ends_one_that_got_stuck(record: Record) -> None:
+    roll(record, entry("one"))
+    record.begin(entry("two"))
+    record.stayed()
+    assert [one.id for one in record.entries] == ["one"]
+
+
 def test_what_was_gone_back_to_stays_until_a_release_says_otherwise(record: Record) -> None:
     roll(record, entry("one", "rollback", CLUSTER.app_source, pinned=True))
     assert record.pinned(CLUSTER)
