@@ -75,6 +75,15 @@ class Record:
         """The release that some hosts got and others not, if the last one ended so."""
         return self.entries[-1] if self.entries and not self.entries[-1].complete else None
 
+    def tasks(self) -> dict[str, str | None]:
+        """Return the task names that some host knows, so that they may have been sent: name -> queue."""
+        return {
+            name: queue
+            for entry in (self.current, self.unfinished)
+            if entry
+            for name, queue in entry.tasks.items()
+        }
+
     def pinned(self, cluster: Cluster) -> Entry | None:
         """Return the current release if it is to stay whatever the inventory's app_source has by now.
 

@@ -2,7 +2,7 @@
 
 A release is sent to every host and imported there before anything is switched. On each host the new worker
 nodes run beside the old ones until they serve (role `worker`), so that capacity never falls. New task names
-reach the workers before the clients: these are told at the end.
+reach the workers before the clients: these are told at the end. Of names that go away they are told first.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from clusterkit.ops.broker import Queue
     from clusterkit.ops.deployment import Prepared
     from clusterkit.ops.model import Cluster
-    from clusterkit.ops.releases import Entry, Record
+    from clusterkit.ops.releases import Entry
     from clusterkit.ops.status import NodeStatus
 
 #: The share of the worker hosts that change at a time, unless said otherwise.
@@ -158,8 +158,7 @@ def _roll(cluster: Cluster, console: Console, way: Way, goal: _Goal) -> Rolled:
         Progress(f"cluster {cluster.name}: {goal.how}", phases, console) as progress,
     ):
         record = releases.Record.load(cluster)
-        old_tasks = record.current.tasks if record.current else releases.tasks_of_clients(cluster)
-        before = record.current.id if record.current else ""
+        before, old_tasks = record.current, record.tasks() or releases.tasks_of_clients(cluster)
         ready = deployment.prepare(cluster, progress, goal.release_id)
         sent = playbook.run(cluster, _SEND, {**ready.variables, "cluster_release_sent": True}, progress)
         tasks = deployment.manifest(sent)
@@ -169,33 +168,82 @@ def _roll(cluster: Cluster, console: Console, way: Way, goal: _Goal) -> Rolled:
         record.begin(
             releases.new_entry(ready.built.id, goal.how, cluster.app_source, tasks, pinned=goal.pinned)
         )
-        _batches(cluster, ready, record, order, progress)
-        playbook.run(cluster, _SWITCH, ready.variables, progress)
+        changed = _Names(releases.tasks_of_clients(cluster), old_tasks, tasks)
+        _tell_first(cluster, ready, changed, progress)
+        try:
+            _hand_over(cluster, ready, order[0], progress)
+        except DeployError as error:
+            record.give_up()
+            _take_back(cluster, ready, changed, before, progress)
+            raise _canary_failed(ready.built.id, order[0], record.unfinished, error) from error
+        _others(cluster, ready, order, progress)
+        if not changed.only_gone:
+            playbook.run(cluster, _SWITCH, ready.variables, progress)
         deployment.write_cluster_files(cluster, ready.keys, tasks)
         record.complete()
         _prove(cluster, progress)
         nodes = status.nodes(cluster, deployment.operator_app(cluster))
-        return Rolled(ready.built.id, before, order, progress.seconds, nodes)
+        return Rolled(ready.built.id, before.id if before else "", order, progress.seconds, nodes)
 
 
-def _batches(
-    cluster: Cluster,
-    ready: Prepared,
-    record: Record,
-    order: tuple[tuple[str, ...], ...],
-    progress: Progress,
+@dataclass(frozen=True)
+class _Names:
+    """Task names with their queues: those that clients know, those workers had so far, those of a release."""
+
+    known: dict[str, str | None]
+    old: dict[str, str | None]
+    new: dict[str, str | None]
+
+    @property
+    def gone(self) -> bool:
+        """Whether names go away: nobody may send them any more before the first host lacks them."""
+        return bool(self.old.keys() - self.new.keys())
+
+    @property
+    def only_gone(self) -> bool:
+        """Whether names go away and none is new, which schedulers may send only when all hosts have it."""
+        return self.gone and self.new.keys() <= self.old.keys()
+
+    def staying(self) -> dict[str, str | None]:
+        """Return the names that clients know and may go on sending."""
+        return {name: queue for name, queue in self.known.items() if name in self.new}
+
+
+def _tell_first(cluster: Cluster, ready: Prepared, names: _Names, progress: Progress) -> None:
+    """Have clients, and where it can be schedulers, send no task that the release lacks."""
+    if names.gone:
+        deployment.write_cluster_files(cluster, ready.keys, names.staying())
+    if names.only_gone:
+        playbook.run(cluster, _SWITCH, ready.variables, progress)
+
+
+def _take_back(
+    cluster: Cluster, ready: Prepared, names: _Names, before: Entry | None, progress: Progress
 ) -> None:
-    """Hand the worker nodes over, batch after batch; the first that fails is the last."""
-    done: list[str] = []
-    for hosts in order:
+    """Undo ``_tell_first`` after a canary that failed."""
+    if names.gone:
+        deployment.write_cluster_files(cluster, ready.keys, names.known)
+    if names.only_gone and before:
+        earlier = {**ready.variables["cluster_release"], "id": before.id}
+        playbook.run(cluster, _SWITCH, {**ready.variables, "cluster_release": earlier}, progress)
+
+
+def _hand_over(cluster: Cluster, ready: Prepared, hosts: tuple[str, ...], progress: Progress) -> None:
+    """Hand the worker nodes of ``hosts`` over."""
+    playbook.run(cluster, _WORKERS, {**ready.variables, "cluster_batch": ",".join(hosts)}, progress)
+    note(hosts, ready.built.id)
+
+
+def _others(
+    cluster: Cluster, ready: Prepared, order: tuple[tuple[str, ...], ...], progress: Progress
+) -> None:
+    """Hand over after the canary, batch after batch; the first that fails is the last."""
+    done = [*order[0]]
+    for hosts in order[1:]:
         try:
-            playbook.run(cluster, _WORKERS, {**ready.variables, "cluster_batch": ",".join(hosts)}, progress)
+            _hand_over(cluster, ready, hosts, progress)
         except DeployError as error:
-            if not done:
-                record.give_up()
-                raise _canary_failed(ready.built.id, hosts, record.unfinished, error) from error
             raise _failed(cluster, ready.built.id, hosts, done, error) from error
-        note(hosts, ready.built.id)
         done += hosts
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from rich.console import Console
 
-from clusterkit.ops import deployment, inventory, probing, releases, rollout
+from clusterkit.ops import deployment, inventory, playbook, probing, releases, rollout
 from clusterkit.ops.broker import Queue
 from clusterkit.ops.errors import ClusterUnhealthyError
 from clusterkit.ops.model import Cluster
@@ -67,6 +69,63 @@ def test_messages_for_a_task_are_those_of_its_queue_and_the_delayed_ones() -> No
         for name, ready, unacknowledged in (("cpu", 3, 2), ("io", 7, 0), ("celery_delayed_4", 1, 0))
     }
     assert waiting(queues, "cpu") == 6
+
+
+Tasks = dict[str, str | None]
+A: Tasks = {"tasks.a": None}
+B: Tasks = {"tasks.b": None}
+C: Tasks = {"tasks.c": None}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "first", "only"),
+    [
+        (A, A, False, False),
+        (A, A | B, False, False),
+        (A | B, A, True, True),
+        (A | B, A | C, True, False),
+    ],
+    ids=["the same", "more", "fewer", "others"],
+)
+def test_names_that_go_away_are_told_first_and_schedulers_never_send_a_new_one(
+    old: Tasks, new: Tasks, first: bool, only: bool
+) -> None:
+    names = rollout._Names(old, old, new)
+    assert (names.gone, names.only_gone) == (first, only)
+    assert names.staying().keys() == old.keys() & new.keys()
+
+
+class Rolling:
+    """Takes the place of playbooks and clients, and keeps what they were told."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+
+    def run(self, _: Any, playbook: str, variables: dict[str, Any], __: Any) -> None:
+        self.told.append(f"{playbook} {variables['cluster_release']['id']}")
+
+    def write(self, _: Any, __: Any, tasks: dict[str, Any]) -> None:
+        self.told.append(f"clients {' '.join(sorted(tasks))}")
+
+
+@pytest.fixture
+def rolling(monkeypatch: pytest.MonkeyPatch) -> Rolling:
+    found = Rolling()
+    monkeypatch.setattr(playbook, "run", found.run)
+    monkeypatch.setattr(deployment, "write_cluster_files", found.write)
+    return found
+
+
+def test_a_release_that_lacks_a_task_is_told_before_and_taken_back_when_its_canary_fails(
+    rolling: Rolling,
+) -> None:
+    ready: Any = SimpleNamespace(keys=None, variables={"cluster_release": {"id": "new"}})
+    names = rollout._Names(A | B, A | B, A)
+    progress = Progress("", [], Console(quiet=True))
+    rollout._tell_first(CLUSTER, ready, names, progress)
+    assert rolling.told == ["clients tasks.a", "switch new"]
+    rollout._take_back(CLUSTER, ready, names, entry("old"), progress)
+    assert rolling.told[2:] == ["clients tasks.a tasks.b", "switch old"]
 
 
 class Broker:
@@ -128,6 +187,12 @@ def test_a_release_that_got_stuck_is_gone_back_from_to_what_most_hosts_run(recor
     before = record.before()
     assert before
     assert (record.current.id, before.id) == ("two", "two")
+
+
+def test_tasks_of_a_release_that_got_stuck_may_have_been_sent_too(record: Record) -> None:
+    roll(record, entry("one"))
+    record.begin(replace(entry("two"), tasks={"tasks.b": "cpu"}))
+    assert record.tasks() == {"tasks.a": None, "tasks.b": "cpu"}
 
 
 def test_one_that_failed_on_its_canary_is_forgotten(record: Record) -> None:
