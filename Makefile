@@ -115,7 +115,7 @@ cluster-logs: .venv/.ready ## the services' last log lines [SERVICE= LINES= FOLL
 	@$(clusterkit) cluster logs --lines $(LINES) $(if $(SERVICE),--service $(SERVICE)) $(if $(filter 1,$(FOLLOW)),--follow)
 
 cluster-restart: .venv/.ready ## restart services one after the other; running tasks finish first [SERVICE=]
-	@$(clusterkit) cluster restart $(SERVICE) $(if $(TIMEOUT),--timeout $(TIMEOUT))
+	@$(clusterkit) cluster restart $(SERVICE) $(json) $(if $(TIMEOUT),--timeout $(TIMEOUT))
 
 cluster-release: .venv/.ready ## roll a new release out, a canary host first; running tasks finish [APP_SOURCE= CANARY= SERIAL=]
 	@$(clusterkit) cluster release $(json) $(if $(APP_SOURCE),--source '$(APP_SOURCE)') $(rollout)
@@ -151,8 +151,8 @@ cluster-audit: .venv/.ready ## who changed the cluster, when and with what comma
 cluster-drain: .venv/.ready ## have a host run no tasks: what runs there ends first [HOST= REASON= TIMEOUT= FORCE=1]
 	@$(clusterkit) cluster drain $(HOST) $(json) $(if $(REASON),--reason '$(REASON)') $(if $(TIMEOUT),--timeout $(TIMEOUT)) $(if $(filter 1,$(FORCE)),--force)
 
-cluster-undrain: .venv/.ready ## have it work again, with what the cluster runs by now [HOST=]
-	@$(clusterkit) cluster undrain $(HOST)
+cluster-undrain: .venv/.ready ## have it work again, with the release that the cluster runs by now [HOST=]
+	@$(clusterkit) cluster undrain $(HOST) $(json)
 
 cluster-down: .venv/.ready ## stop the services; messages, results and settings stay
 	@$(clusterkit) cluster down

@@ -94,8 +94,8 @@ def upgrade(
                 wrong,
                 next_step="docs/howto/brokers.md has the ways from version to version",
             )
-        waiting = {offer.host: offer for offer in offers if offer.order == "newer"}
-        kept = {offer.host: offer.installed for offer in offers if offer.order == "same"}
+        waiting = {offer.host: offer for offer in offers if offer.due}
+        kept = {offer.host: offer.installed for offer in offers if not offer.due}
         if not waiting:
             return Done((), (), progress.seconds, kept)
         _warn_of_one(cluster, "upgraded", console)
@@ -103,7 +103,7 @@ def upgrade(
         variables["broker_version"] = next(iter(waiting.values())).candidate
         done = _done(tuple(waiting), _run(cluster, variables, progress), progress.seconds)
         packages = tuple(
-            Turn(turn.host, waiting[turn.host].installed, waiting[turn.host].candidate, turn.seconds)
+            Turn(turn.host, _before(waiting[turn.host]), waiting[turn.host].candidate, turn.seconds)
             for turn in done.turns
         )
         return Done(packages, done.mended, progress.seconds, kept)
@@ -161,6 +161,11 @@ def _offers(outcome: playbook.Outcome) -> list[Offer]:
     return [
         Offer.of(host, node, packages[host]) for host, node in outcome.of("Ask the node what it runs").items()
     ]
+
+
+def _before(offer: Offer) -> str:
+    """Return the package's version, or what runs when the package was there without a restart."""
+    return offer.installed if offer.order == "newer" else offer.running
 
 
 def _done(hosts: tuple[str, ...], outcome: playbook.Outcome, seconds: float) -> Done:

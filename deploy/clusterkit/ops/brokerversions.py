@@ -88,6 +88,13 @@ class Offer:
             flags=tuple(node["flags"]),
         )
 
+    @property
+    def due(self) -> bool:
+        """Whether the node is to get the candidate: as a package, or by a restart into what is installed."""
+        return self.order == "newer" or (
+            self.order == "same" and parts(self.running) != parts(self.installed)
+        )
+
 
 def parts(version: str) -> tuple[int, int, int]:
     """Return the numbers of a version of RabbitMQ, or of its package (`4.0.5-6+deb13u2`).
@@ -115,7 +122,7 @@ def refusals(offers: list[Offer]) -> list[str]:
 
 
 def _of_one(offer: Offer) -> list[str]:
-    if offer.order == "same":
+    if offer.order == "same" and not offer.due:
         return []
     if offer.order == "older":
         older = f"{offer.candidate} is older than {offer.installed}, which is installed"

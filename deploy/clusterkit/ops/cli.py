@@ -139,18 +139,8 @@ def up(
     loaded = load(cluster)
     done = deployment.up(loaded, stderr, bundle)
     if as_json:
-        print_json(
-            {
-                "cluster": loaded.name,
-                "changes": done.changes,
-                "changed_hosts": done.changed_hosts,
-                "seconds": round(done.seconds, 1),
-                "release": done.release,
-                "probes_ms": done.probes.answers,
-                "urls": status.urls(loaded),
-                **({"times": [asdict(each) for each in times.by_task(done.ran)]} if show_times else {}),
-            }
-        )
+        taken = {"times": [asdict(each) for each in times.by_task(done.ran)]} if show_times else {}
+        print_json({**done.to_json(loaded), **taken})
         return
     if show_times:
         stdout.print(times.table(done.ran, done.seconds))
@@ -247,6 +237,7 @@ def restart(
     services: Annotated[list[str] | None, typer.Argument(help="Services to restart; default: all.")] = None,
     cluster: ClusterName = DEFAULT_CLUSTER,
     timeout: broker_cli.Timeout = 120,
+    as_json: Json = False,
 ) -> None:
     """Restart services one after the other; running tasks finish first, as long as stop_timeout allows.
 
@@ -259,7 +250,11 @@ def restart(
     """
     from clusterkit.ops import deployment
 
-    for name in deployment.restart(brought_up(cluster), services or [], stderr, timeout):
+    names = deployment.restart(brought_up(cluster), services or [], stderr, timeout)
+    if as_json:
+        print_json({"restarted": names})
+        return
+    for name in names:
         stdout.print(f"restarted {name}", highlight=False)
 
 

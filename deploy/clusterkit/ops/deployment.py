@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from clusterkit.ops.secrets import Role, Secrets
     from clusterkit.ops.times import Ran
 
-PREFLIGHT, BUILD, _PROBE = "Preflight", "App release", "Probe tasks"
+PREFLIGHT, BUILD, PROBE = "Preflight", "App release", "Probe tasks"
 #: Seconds within which every worker node has to answer a probe on each of its queues.
 PROBE_DEADLINE = 60.0
 
@@ -66,11 +66,26 @@ class Deployed:
     changed_hosts: tuple[str, ...]
     ran: tuple[Ran, ...]
 
+    def to_json(self, cluster: Cluster) -> dict[str, Any]:
+        """Return it as JSON-safe values."""
+        return {
+            "cluster": cluster.name,
+            "changes": self.changes,
+            "changed_hosts": self.changed_hosts,
+            "seconds": round(self.seconds, 1),
+            "release": self.release,
+            "probes_ms": self.probes.answers,
+            "urls": status.urls(cluster),
+        }
 
-def up(cluster: Cluster, console: Console, bundle: Path | None = None) -> Deployed:
+
+def up(
+    cluster: Cluster, console: Console, bundle: Path | None = None, *, keep_release: bool = False
+) -> Deployed:
     """Make the hosts what the inventory says, and prove it with a probe per queue and worker node.
 
-    ``bundle`` is an archive of the distribution's packages for hosts that reach no registry.
+    ``bundle`` is an archive of the distribution's packages for hosts that reach no registry. With
+    ``keep_release`` the release that all hosts got last is deployed, whatever the app's source holds by now.
 
     Raises:
         PreflightError: a host is not fit; nothing was changed.
@@ -81,22 +96,25 @@ def up(cluster: Cluster, console: Console, bundle: Path | None = None) -> Deploy
     if bundle:
         bundles.read(bundle)
     cluster = addresses.resolved(cluster)
-    phases = [PREFLIGHT, BUILD, *playbook.phases(cluster, "up"), _PROBE]
+    phases = [PREFLIGHT, BUILD, *playbook.phases(cluster, "up"), PROBE]
     with alone(cluster), Progress(f"cluster {cluster.name}: up", phases, console) as progress:
         record = releases.Record.load(cluster)
         pinned = record.pinned(cluster)
         if pinned:
             console.print(f"[yellow]warning[/] {pinned.why_pinned()}", highlight=False, soft_wrap=True)
-        ready = prepare(cluster, progress, pinned.id if pinned else "")
+        kept = record.current if keep_release else pinned
+        ready = prepare(cluster, progress, kept.id if kept else "")
         if bundle:
             ready.variables["cluster_bundle"] = str(bundle.resolve())
         outcome = playbook.run(cluster, "up", ready.variables, progress)
         note(release=ready.built.id)
         tasks = manifest(outcome)
         write_cluster_files(cluster, ready.keys, tasks)
-        if not pinned:
+        if kept:
+            record.stayed()
+        else:
             record.deployed(ready.built.id, "up", cluster.app_source, tasks)
-        progress.start(_PROBE)
+        progress.start(PROBE)
         app = operator_app(cluster)
         probes = probing.probe(app, cluster, deadline=PROBE_DEADLINE, report=progress.doing)
         if not probes.complete:

@@ -186,20 +186,25 @@ def drain(cluster: Cluster, host: str, wish: Wish, console: Console) -> Drained:
 
 
 def undrain(cluster: Cluster, host: str, console: Console) -> Deployed:
-    """Have ``host`` work again: forget that it is drained, and bring the cluster up with it.
+    """Have ``host`` work again: bring the cluster up with it, and then forget that it is drained.
 
-    Not merely started: a release or a setting may have changed meanwhile.
+    Not merely started: a release or a setting may have changed meanwhile. The release is the one that the
+    other hosts have, whatever the app's source holds by now: that takes a canary first.
 
     Raises:
         BadInputError: the host is not drained.
-        ClusterkitError: as of ``deployment.up``.
+        ClusterkitError: as of ``deployment.up``; the host counts as drained still.
     """
     if host not in {mark.host for mark in drained.marks(cluster)}:
-        raise BadInputError(f"{host!r} of cluster {cluster.name!r} is not drained")
+        raise BadInputError(
+            f"{host!r} of cluster {cluster.name!r} is not drained",
+            next_step=f"make cluster-up CLUSTER={cluster.name} starts what does not run",
+        )
     with alone(cluster):
-        drained.unmark(cluster, host)
         whole = inventory.load(str(cluster.directory), cluster.root)
-        return deployment.up(drained.without(whole), console)
+        done = deployment.up(drained.without(whole, but=host), console, keep_release=True)
+        drained.unmark(cluster, host)
+        return done
 
 
 def _services(cluster: Cluster, host: str) -> list[ServiceStatus]:

@@ -44,8 +44,8 @@ def drain(
         draining.show(loaded, done, stdout)
 
 
-def undrain(host: WorkerHost, cluster: ClusterName = DEFAULT_CLUSTER) -> None:
-    """Have a drained host work again: cluster up, with its worker nodes.
+def undrain(host: WorkerHost, cluster: ClusterName = DEFAULT_CLUSTER, as_json: Json = False) -> None:
+    """Have a drained host work again: cluster up, with its worker nodes and the release of the others.
 
     \b
     Examples:
@@ -56,4 +56,7 @@ def undrain(host: WorkerHost, cluster: ClusterName = DEFAULT_CLUSTER) -> None:
 
     loaded = brought_up(cluster)
     done = draining.undrain(loaded, host, stderr)
-    status.show_deployed(brought_up(cluster), done, stdout)
+    if as_json:
+        print_json(done.to_json(loaded))
+    else:
+        status.show_deployed(loaded, done, stdout)

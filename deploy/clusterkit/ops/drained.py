@@ -76,12 +76,13 @@ def _write(cluster: Cluster, found: dict[str, Mark]) -> None:
     unfinished.rename(_path(cluster))
 
 
-def without(cluster: Cluster) -> Cluster:
+def without(cluster: Cluster, but: str = "") -> Cluster:
     """Return ``cluster`` as it is while hosts are drained: no worker node runs on those.
 
-    So nothing that goes by the model starts them, waits for them, or misses them.
+    So nothing that goes by the model starts them, waits for them, or misses them. The host ``but`` is taken
+    for one that is not drained.
     """
-    hosts = {one.host for one in marks(cluster)}
+    hosts = {one.host for one in marks(cluster)} - {but}
     if not hosts:
         return cluster
     nodes = tuple(

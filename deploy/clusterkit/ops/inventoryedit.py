@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
 
-from clusterkit.ops import inventory
+from clusterkit.ops import drained, inventory
 from clusterkit.ops.errors import InventoryError
 from clusterkit.runtime.errors import ClusterkitError
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 def set_of_node(cluster: Cluster, node: str, key: str, value: int) -> Cluster:
     """Write the ``key`` of the worker node ``node`` (`concurrency`, ...); return the cluster as it is then.
+
+    Drained hosts stay without worker nodes in it.
 
     Raises:
         InventoryError: the place could not be found, or what came of it is not right; the file is as it was.
@@ -79,4 +81,4 @@ def _reloaded(cluster: Cluster, node: str, key: str, value: int) -> Cluster:
     has = next(getattr(one, key) for one in changed.worker_nodes if one.name == node)
     if has != value:
         raise InventoryError(f"it is {has} afterwards, not {value}")
-    return changed
+    return drained.without(changed)

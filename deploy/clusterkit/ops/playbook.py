@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import sys
 import tempfile
 import threading
+import time
+import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +32,11 @@ _RUNS_KEPT = 10
 IMPORT_TASK = "Import the app once"
 #: Actions that only steer the playbook: nothing a person waits for.
 _NO_WORK = {"include_role", "include_tasks", "set_fact", "assert", "validate_argument_spec"}
+#: Marks the processes of one run in their environment.
+_RUN = "CLUSTERKIT_RUN"
+#: Seconds that steps which are under way get to end after Ctrl-C.
+_ENDING = 60.0
+_PAUSE = 0.2
 #: Lines of a failed task's output that are shown.
 _TAIL = 40
 
@@ -108,7 +116,7 @@ def run(
     """
     import ansible_runner  # noqa: PLC0415 - a third of a second that other commands need not wait for
 
-    outcome = Outcome()
+    outcome, mark = Outcome(), uuid.uuid4().hex
     work = cluster.state_dir / "ansible"
     work.mkdir(parents=True, exist_ok=True)
     # A file of its own for each run, mode 0600: a status may be asked for in the middle of an up.
@@ -122,7 +130,7 @@ def run(
             playbook=str(_path(cluster, playbook)),
             inventory=str(cluster.directory),
             cmdline=f"--extra-vars @{secrets}",
-            envvars=_environment(cluster),
+            envvars={**_environment(cluster), _RUN: mark},
             event_handler=lambda event: _handle(event, outcome, progress),
             rotate_artifacts=_RUNS_KEPT,
             suppress_env_files=True,
@@ -136,12 +144,36 @@ def run(
             for number, handler in handlers.items():
                 signal.signal(number, handler)
     if runner.status == "canceled":  # Ctrl-C, which ansible-runner takes and ends the playbook for
+        _await_end(mark, _ENDING)
         raise InterruptedByUserError(
             f"interrupted in the middle of {playbook}", next_step="running it again goes on where it stopped"
         )
     if runner.status != "successful" and not (partial and outcome.failures):
         raise _error(outcome, runner, playbook)
     return outcome
+
+
+def _await_end(mark: str, timeout: float) -> None:
+    """Wait until the steps of a run that was interrupted have ended.
+
+    Each is a session of its own, which goes on on its host when the playbook is gone. Until then the cluster
+    stays locked.
+    """
+    give_up_at = time.monotonic() + timeout
+    while _under_way(mark) and time.monotonic() < give_up_at:
+        time.sleep(_PAUSE)
+
+
+def _under_way(mark: str) -> bool:
+    """Tell whether a process of ansible-playbook is there; connections that ssh keeps are none."""
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has ended
+            command = (process / "cmdline").read_bytes().split(b"\0")
+            if any(Path(os.fsdecode(word)).name == "ansible-playbook" for word in command[:2]):
+                environment = (process / "environ").read_bytes().split(b"\0")
+                if f"{_RUN}={mark}".encode() in environment:
+                    return True
+    return False
 
 
 def _path(cluster: Cluster, playbook: str) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -45,16 +45,24 @@ class Probes:
         ]
 
 
-def probe(app: Celery, cluster: Cluster, *, deadline: float, report: Report = lambda _: None) -> Probes:
+def probe(
+    app: Celery,
+    cluster: Cluster,
+    *,
+    deadline: float,
+    report: Report = lambda _: None,
+    but: Collection[str] = (),
+) -> Probes:
     """Send probe tasks to every queue until each of its worker nodes has answered, or ``deadline`` s passed.
 
     The broker gives a queue's messages to its consumers in turn, so a few probes reach every node; more
-    are sent every second to the queues that are not through.
+    are sent every second to the queues that are not through. Those in ``but`` are left out.
     """
     wanted: dict[str, set[str]] = defaultdict(set)
     for name, node in cluster.expected_nodes():
         for queue in node.queues:
-            wanted[queue].add(name)
+            if queue not in but:
+                wanted[queue].add(name)
     answers: dict[str, dict[str, float]] = {queue: {} for queue in wanted}
     sent: dict[AsyncResult, tuple[str, float]] = {}
     give_up_at = time.monotonic() + deadline

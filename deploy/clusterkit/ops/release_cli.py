@@ -18,7 +18,7 @@ Source = Annotated[
     typer.Option("--source", help="A path, a wheel or a git URL instead of the inventory's app_source."),
 ]
 Canary = Annotated[
-    str, typer.Option("--canary", help="The host that gets it first; default: the first worker.")
+    str, typer.Option("--canary", help="The host that gets it first; default: the first with nodes.")
 ]
 Serial = Annotated[
     int, typer.Option("--serial", min=0, help="Hosts at a time after the canary; default: a third.")

@@ -55,6 +55,7 @@ class Record:
     def __init__(self, path: Path, entries: list[Entry]) -> None:
         self._path = path
         self.entries = entries
+        self._before = entries
 
     @classmethod
     def load(cls, cluster: Cluster) -> Record:
@@ -73,6 +74,15 @@ class Record:
     def unfinished(self) -> Entry | None:
         """The release that some hosts got and others not, if the last one ended so."""
         return self.entries[-1] if self.entries and not self.entries[-1].complete else None
+
+    def tasks(self) -> dict[str, str | None]:
+        """Return the task names that some host knows, so that they may have been sent: name -> queue."""
+        return {
+            name: queue
+            for entry in (self.current, self.unfinished)
+            if entry
+            for name, queue in entry.tasks.items()
+        }
 
     def pinned(self, cluster: Cluster) -> Entry | None:
         """Return the current release if it is to stay whatever the inventory's app_source has by now.
@@ -97,6 +107,7 @@ class Record:
 
     def begin(self, entry: Entry) -> None:
         """Note that hosts begin to get a release."""
+        self._before = self.entries
         self._drop_unfinished()
         self._write([*self.entries, replace(entry, complete=False)])
 
@@ -109,9 +120,8 @@ class Record:
         self._write(self.entries)
 
     def give_up(self) -> None:
-        """Forget the release that was begun: no host has it."""
-        self._drop_unfinished()
-        self._write(self.entries)
+        """Forget the release that was begun: no host has it, but some may have one that was begun before."""
+        self._write(self._before)
 
     def deployed(self, release_id: str, how: How, source: str, tasks: dict[str, str | None]) -> None:
         """Note what all hosts run now, unless that is known already."""
@@ -120,6 +130,12 @@ class Record:
             return
         self._drop_unfinished()
         self._write([*self.entries, new_entry(release_id, how, source, tasks)])
+
+    def stayed(self) -> None:
+        """Note that all hosts run the current release, also those that had got another."""
+        if self.unfinished:
+            self._drop_unfinished()
+            self._write(self.entries)
 
     def _drop_unfinished(self) -> None:
         self.entries = [entry for entry in self.entries if entry.complete]

@@ -2,7 +2,7 @@
 
 A release is sent to every host and imported there before anything is switched. On each host the new worker
 nodes run beside the old ones until they serve (role `worker`), so that capacity never falls. New task names
-reach the workers before the clients: these are told at the end.
+reach the workers before the clients: these are told at the end. Of names that go away they are told first.
 """
 
 from __future__ import annotations
@@ -10,21 +10,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from clusterkit.ops import addresses, deployment, playbook, releases, status
-from clusterkit.ops.errors import DeployError, ReleaseError
+from clusterkit.ops import addresses, deployment, playbook, probing, releases, status
+from clusterkit.ops.errors import ClusterUnhealthyError, DeployError, ReleaseError
 from clusterkit.ops.lock import alone, note
 from clusterkit.ops.progress import Progress
 from clusterkit.runtime.errors import BadInputError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from rich.console import Console
 
     from clusterkit.ops.broker import Queue
     from clusterkit.ops.deployment import Prepared
     from clusterkit.ops.model import Cluster
-    from clusterkit.ops.releases import Entry, Record
+    from clusterkit.ops.releases import Entry
     from clusterkit.ops.status import NodeStatus
 
 #: The share of the worker hosts that change at a time, unless said otherwise.
@@ -39,8 +39,8 @@ _LIST: Final = "List the releases"
 class Way:
     """How a release goes over the hosts.
 
-    ``canary`` is the host that gets it first (default: the first worker), ``serial`` how many get it at a
-    time afterwards (default: a third of them). With ``allow_missing`` task names may go away.
+    ``canary`` is the host that gets it first (default: the first with worker nodes), ``serial`` how many get
+    it at a time afterwards (default: a third of them). With ``allow_missing`` task names may go away.
     """
 
     canary: str = ""
@@ -78,6 +78,7 @@ def release(cluster: Cluster, console: Console, *, source: str = "", way: Way = 
     Raises:
         ReleaseError: it cannot be built or imported, lacks task names, or its workers do not serve. On every
             host that has not been through, the old release goes on.
+        ClusterUnhealthyError: all hosts have it, and a worker node does not answer its probes.
         PreflightError, DeployError, BadInputError: as for ``deployment.up``.
     """
     built_from = cluster.model_copy(update={"app_source": source}) if source else cluster
@@ -90,6 +91,7 @@ def rollback(cluster: Cluster, console: Console, *, release_id: str = "", way: W
     Raises:
         BadInputError: there is no such release.
         ReleaseError: as for ``release``; a task name may go away here unless messages wait in its queue.
+        ClusterUnhealthyError: as for ``release``.
     """
     record = releases.Record.load(cluster)
     entry = record.find(release_id) if release_id else record.before()
@@ -107,25 +109,31 @@ def roll(cluster: Cluster, console: Console, release_id: str) -> Rolled:
     """Roll out the release ``release_id``, which was built before.
 
     Raises:
-        ReleaseError: as for ``release``.
+        ReleaseError, ClusterUnhealthyError: as for ``release``.
     """
     return _roll(cluster, console, DEFAULT_WAY, _Goal("release", release_id))
 
 
-def batches(workers: Sequence[str], canary: str, serial: int) -> tuple[tuple[str, ...], ...]:
+def batches(
+    workers: Sequence[str], idle: Collection[str], canary: str, serial: int
+) -> tuple[tuple[str, ...], ...]:
     """Return the worker hosts in the order in which they change: the canary, then ``serial`` at a time.
 
+    Those that run no worker node, ``idle``, come last: they would prove nothing.
+
     Raises:
-        BadInputError: the canary is no worker.
+        BadInputError: the canary is no worker, or runs no worker node.
     """
-    first = canary or workers[0]
-    if first not in workers:
-        raise BadInputError(
-            f"CANARY={canary} is no worker of this cluster", next_step=f"workers: {', '.join(workers)}"
-        )
-    rest = [host for host in workers if host != first]
-    size = serial or max(len(workers) // _SHARE, 1)
-    return ((first,), *(tuple(rest[at : at + size]) for at in range(0, len(rest), size)))
+    working = [host for host in workers if host not in idle]
+    if canary and canary not in working:
+        what = "runs no worker node now" if canary in workers else "is no worker of this cluster"
+        raise BadInputError(f"CANARY={canary} {what}", next_step=f"those that do: {', '.join(working)}")
+    first = canary or next(iter(working), "")
+    rest = [host for host in working if host != first]
+    size = serial or max(len(working) // _SHARE, 1)
+    shares = [tuple(rest[at : at + size]) for at in range(0, len(rest), size)]
+    last = tuple(host for host in workers if host in idle)
+    return tuple(hosts for hosts in ((first,) if first else (), *shares, last) if hosts)
 
 
 @dataclass(frozen=True)
@@ -139,19 +147,19 @@ class _Goal:
 
 def _roll(cluster: Cluster, console: Console, way: Way, goal: _Goal) -> Rolled:
     cluster = addresses.resolved(cluster)
-    order = batches(cluster.group("workers"), way.canary, way.serial)
+    workers = cluster.group("workers")
+    idle = [host for host in workers if not cluster.nodes_on(host)]
+    order = batches(workers, idle, way.canary, way.serial)
     names = [name for one in (_SEND, _WORKERS, _SWITCH) for name in playbook.phases(cluster, one)]
     names.insert(len(playbook.phases(cluster, _SEND)), _GATE)
-    phases = [deployment.PREFLIGHT, deployment.BUILD, *names]
+    phases = [deployment.PREFLIGHT, deployment.BUILD, *names, deployment.PROBE]
     with (
         alone(cluster),
         Progress(f"cluster {cluster.name}: {goal.how}", phases, console) as progress,
     ):
         record = releases.Record.load(cluster)
-        old_tasks = record.current.tasks if record.current else releases.tasks_of_clients(cluster)
-        before = record.current.id if record.current else ""
+        before, old_tasks = record.current, record.tasks() or releases.tasks_of_clients(cluster)
         ready = deployment.prepare(cluster, progress, goal.release_id)
-        note(release=ready.built.id)
         sent = playbook.run(cluster, _SEND, {**ready.variables, "cluster_release_sent": True}, progress)
         tasks = deployment.manifest(sent)
         progress.start(_GATE)
@@ -160,43 +168,124 @@ def _roll(cluster: Cluster, console: Console, way: Way, goal: _Goal) -> Rolled:
         record.begin(
             releases.new_entry(ready.built.id, goal.how, cluster.app_source, tasks, pinned=goal.pinned)
         )
-        _batches(cluster, ready, record, order, progress)
-        playbook.run(cluster, _SWITCH, ready.variables, progress)
+        changed = _Names(releases.tasks_of_clients(cluster), old_tasks, tasks)
+        _tell_first(cluster, ready, changed, progress)
+        try:
+            _hand_over(cluster, ready, order[0], progress)
+        except DeployError as error:
+            record.give_up()
+            _take_back(cluster, ready, changed, before, progress)
+            raise _canary_failed(ready.built.id, order[0], record.unfinished, error) from error
+        _others(cluster, ready, order, progress)
+        if not changed.only_gone:
+            playbook.run(cluster, _SWITCH, ready.variables, progress)
         deployment.write_cluster_files(cluster, ready.keys, tasks)
         record.complete()
+        _prove(cluster, progress)
         nodes = status.nodes(cluster, deployment.operator_app(cluster))
-        return Rolled(ready.built.id, before, order, progress.seconds, nodes)
+        return Rolled(ready.built.id, before.id if before else "", order, progress.seconds, nodes)
 
 
-def _batches(
-    cluster: Cluster,
-    ready: Prepared,
-    record: Record,
-    order: tuple[tuple[str, ...], ...],
-    progress: Progress,
+@dataclass(frozen=True)
+class _Names:
+    """Task names with their queues: those that clients know, those workers had so far, those of a release."""
+
+    known: dict[str, str | None]
+    old: dict[str, str | None]
+    new: dict[str, str | None]
+
+    @property
+    def gone(self) -> bool:
+        """Whether names go away: nobody may send them any more before the first host lacks them."""
+        return bool(self.old.keys() - self.new.keys())
+
+    @property
+    def only_gone(self) -> bool:
+        """Whether names go away and none is new, which schedulers may send only when all hosts have it."""
+        return self.gone and self.new.keys() <= self.old.keys()
+
+    def staying(self) -> dict[str, str | None]:
+        """Return the names that clients know and may go on sending."""
+        return {name: queue for name, queue in self.known.items() if name in self.new}
+
+
+def _tell_first(cluster: Cluster, ready: Prepared, names: _Names, progress: Progress) -> None:
+    """Have clients, and where it can be schedulers, send no task that the release lacks."""
+    if names.gone:
+        deployment.write_cluster_files(cluster, ready.keys, names.staying())
+    if names.only_gone:
+        playbook.run(cluster, _SWITCH, ready.variables, progress)
+
+
+def _take_back(
+    cluster: Cluster, ready: Prepared, names: _Names, before: Entry | None, progress: Progress
 ) -> None:
-    """Hand the worker nodes over, batch after batch; the first that fails is the last."""
-    done: list[str] = []
-    for hosts in order:
+    """Undo ``_tell_first`` after a canary that failed."""
+    if names.gone:
+        deployment.write_cluster_files(cluster, ready.keys, names.known)
+    if names.only_gone and before:
+        earlier = {**ready.variables["cluster_release"], "id": before.id}
+        playbook.run(cluster, _SWITCH, {**ready.variables, "cluster_release": earlier}, progress)
+
+
+def _hand_over(cluster: Cluster, ready: Prepared, hosts: tuple[str, ...], progress: Progress) -> None:
+    """Hand the worker nodes of ``hosts`` over."""
+    playbook.run(cluster, _WORKERS, {**ready.variables, "cluster_batch": ",".join(hosts)}, progress)
+    note(hosts, ready.built.id)
+
+
+def _others(
+    cluster: Cluster, ready: Prepared, order: tuple[tuple[str, ...], ...], progress: Progress
+) -> None:
+    """Hand over after the canary, batch after batch; the first that fails is the last."""
+    done = [*order[0]]
+    for hosts in order[1:]:
         try:
-            playbook.run(cluster, _WORKERS, {**ready.variables, "cluster_batch": ",".join(hosts)}, progress)
+            _hand_over(cluster, ready, hosts, progress)
         except DeployError as error:
-            if not done:
-                record.give_up()
             raise _failed(cluster, ready.built.id, hosts, done, error) from error
-        note(hosts)
         done += hosts
+
+
+def _prove(cluster: Cluster, progress: Progress) -> None:
+    """Probe every queue of every worker node, but those with messages.
+
+    There a probe may take hours, and the hand-over has seen each new node begin one of them.
+
+    Raises:
+        ClusterUnhealthyError: a worker node did not answer.
+    """
+    progress.start(deployment.PROBE)
+    with deployment.monitor(cluster) as broker:
+        busy = {queue.name for queue in broker.queues().values() if queue.ready or queue.unacknowledged}
+    app = deployment.operator_app(cluster)
+    probes = probing.probe(app, cluster, deadline=deployment.PROBE_DEADLINE, report=progress.doing, but=busy)
+    if not probes.complete:
+        raise ClusterUnhealthyError(
+            "\n  ".join(
+                ["every host has the release, but not every node answered:", *probes.describe_missing()]
+            ),
+            next_step=f"make cluster-status CLUSTER={cluster.name}; cluster-logs says why;"
+            " make cluster-rollback goes back",
+        )
+
+
+def _canary_failed(
+    release_id: str, hosts: tuple[str, ...], unfinished: Entry | None, error: DeployError
+) -> ReleaseError:
+    next_step = "mend the app and run make cluster-release again"
+    if unfinished:
+        next_step += f"; make cluster-rollback takes back the hosts that run {unfinished.id}"
+    return ReleaseError(
+        f"release {release_id} does not serve on the canary {hosts[0]}, where the release before goes on;"
+        f" no other host was touched:\n{error}",
+        next_step=next_step,
+    )
 
 
 def _failed(
     cluster: Cluster, release_id: str, hosts: tuple[str, ...], done: list[str], error: DeployError
 ) -> ReleaseError:
-    if not done:
-        return ReleaseError(
-            f"release {release_id} does not serve on the canary {hosts[0]}, where the release before goes on;"
-            f" no other host was touched:\n{error}",
-            next_step="mend the app and run make cluster-release again",
-        )
     return ReleaseError(
         f"release {release_id} does not serve on {', '.join(hosts)}, where the release before goes on;"
         f" {', '.join(done)} run the new one:\n{error}",

@@ -6,7 +6,7 @@ import re
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from clusterkit.ops import drained, flower, topology
+from clusterkit.ops import drained, flower, lock, releases, topology
 from clusterkit.ops.tables import new_table
 from clusterkit.runtime.clusterfile import DEFAULT_CLUSTER
 from clusterkit.runtime.nodename import logical
@@ -109,6 +109,7 @@ def collect(cluster: Cluster, app: Celery, broker: Broker, services: tuple[Servi
         *_service_problems(services),
         *_queue_problems(cluster, queues, found),
         *_forgotten_queues(cluster, queues),
+        *_release_problems(cluster),
     ]
     shown = tuple(queues[name] for name in sorted(queues) if not _CELERYS_OWN.match(name))
     return Status(
@@ -303,6 +304,15 @@ def _forgotten_queues(cluster: Cluster, queues: dict[str, Queue]) -> list[str]:
         and name != topology.DEAD_LETTERS
         and not _CELERYS_OWN.match(name)
     ]
+
+
+def _release_problems(cluster: Cluster) -> list[str]:
+    """Return a line when a release got to some hosts alone, and no command is at it now."""
+    stuck = releases.Record.load(cluster).unfinished
+    if not stuck or lock.holder(cluster):
+        return []
+    ways_out = "make cluster-release goes on with the others, make cluster-rollback takes it back"
+    return [f"release {stuck.id} did not get to all worker hosts: {ways_out}"]
 
 
 def show(status: Status, console: Console) -> None:

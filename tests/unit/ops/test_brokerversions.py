@@ -61,6 +61,26 @@ def test_a_step_that_is_not_documented_is_refused_with_the_next_one(
     assert said in line
 
 
+@pytest.mark.parametrize(
+    ("running", "order", "due"),
+    [
+        ("4.0.5", "newer", True),
+        ("4.0.5", "same", False),
+        ("4.0.4", "same", True),
+        ("4.0.5", "older", False),
+    ],
+)
+def test_a_node_is_due_also_when_the_package_was_upgraded_without_a_restart(
+    running: str, order: str, due: bool
+) -> None:
+    assert offer(running, "4.0.5-6", installed="4.0.5-6", order=order).due is due
+
+
+def test_a_restart_into_a_version_that_may_not_follow_is_refused() -> None:
+    (line,) = refusals([offer("3.12.1", "4.0.5-6", installed="4.0.5-6", order="same")])
+    assert "next to it are: 3.13" in line
+
+
 def test_a_downgrade_is_refused() -> None:
     (line,) = refusals([replace(OFFER, candidate="3.9.0-1", order="older")])
     assert "3.9.0-1 is older than 4.0.5-6+deb13u2" in line

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from clusterkit.ops import drained
 from clusterkit.ops.errors import InventoryError
 from clusterkit.ops.inventoryedit import set_of_node
 
@@ -47,6 +48,14 @@ def test_a_size_is_written_where_it_belongs(before: str, after: str, inventory: 
     assert changed.worker_nodes[0].concurrency == 12
     file = inventory.directory / "group_vars" / "all.yml"
     assert file.read_text() == f"{HEAD}worker_nodes:\n  {after}\n"
+
+
+def test_a_drained_host_stays_without_worker_nodes(inventory: Inventory) -> None:
+    cluster = inventory.load()
+    cluster.state_dir.mkdir(parents=True)
+    drained.mark(cluster, "h2", "new disk")
+    changed = set_of_node(cluster, "cpu", "concurrency", 12)
+    assert {name for name, _ in changed.expected_nodes()} == {"cpu@h1", "io@h1"}, "nobody waits for h2"
 
 
 def test_the_file_that_counts_is_the_one_that_is_edited(inventory: Inventory) -> None:

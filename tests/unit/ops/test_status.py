@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from clusterkit.ops import inventory, status
+from clusterkit.ops import audit, inventory, lock, releases, status
 from clusterkit.ops.broker import Node, Queue
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -175,6 +175,19 @@ def test_messages_in_a_queue_the_inventory_no_longer_has_are_a_problem() -> None
     }
     (problem,) = collect(queues=queues).problems
     assert "queue invoices is not in the inventory any more and holds 3 messages" in problem
+
+
+def test_a_release_that_got_stuck_is_a_problem_and_one_that_is_under_way_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = releases.Record(tmp_path / "releases.json", [])
+    monkeypatch.setattr(releases.Record, "load", lambda _: record)
+    record.begin(releases.new_entry("two", "release", ".", {}))
+    (problem,) = collect().problems
+    assert "release two did not get to all worker hosts" in problem
+    assert "make cluster-rollback" in problem
+    monkeypatch.setattr(lock, "holder", lambda _: audit.Entry("now", "alice@control", 1, "cluster release"))
+    assert collect().problems == ()
 
 
 def test_in_an_alarm_nobody_is_asked_who_could_not_answer() -> None:
