@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 import signal
@@ -37,6 +38,17 @@ def test_map_gives_results_in_order_whatever_the_chunks(executor: ClusterExecuto
     assert list(executor.map(compute._fibonacci, numbers)) == expected
     assert list(executor.map(compute._fibonacci, numbers, chunksize=700)) == expected
     assert list(executor.map(compute._fibonacci, iter(numbers[:5]), chunksize=1)) == expected[:5]
+
+
+@pytest.mark.parametrize("chunksize", [None, 2])
+def test_arguments_arrive_as_they_are(executor: ClusterExecutor, chunksize: int | None) -> None:
+    values = [{"a": [1], "k": {}}, [2, [3]], None, 'a "text" \u00fc', "x" * 60_000]
+    assert list(executor.map(probes.echo, values, chunksize=chunksize)) == values
+    counted = executor.map(functools.partial(compute.count_primes, 0), [10, 100], chunksize=chunksize)
+    assert list(counted) == [4, 25]
+    counted = executor.map(functools.partial(compute.count_primes, stop=100), [0, 90], chunksize=chunksize)
+    assert list(counted) == [25, 1]
+    assert list(executor.map(compute.count_primes, [0, 90], [10, 100], chunksize=chunksize)) == [4, 1]
 
 
 def test_futures_work_with_the_standard_librarys_functions(executor: ClusterExecutor) -> None:
