@@ -62,6 +62,19 @@ def test_a_broker_in_an_alarm_is_left_alone_and_the_alarm_named(cluster: LocalCl
     assert cluster.pid_of("rabbitmq") == before
 
 
+@pytest.mark.parametrize(
+    "command", [("cluster-up",), ("broker-restart",), ("cluster-restart", "SERVICE=rabbitmq")], ids=" ".join
+)
+def test_a_broker_that_an_interrupted_restart_drained_serves_again_after(
+    cluster: LocalCluster, app: Celery, command: tuple[str, ...]
+) -> None:
+    before = cluster.pid_of("rabbitmq")
+    subprocess.run([cluster.home / "bin" / "rabbitmq-upgrade", "drain"], check=True, capture_output=True)
+    cluster.make(*command)
+    assert app.send_task("tasks.probes.echo", ["back"]).get(timeout=60) == "back"
+    assert (cluster.pid_of("rabbitmq") == before) == (command == ("cluster-up",)), "up need not restart it"
+
+
 def test_the_last_host_of_a_queue_is_not_drained(cluster: LocalCluster) -> None:
     refused = cluster.make("cluster-drain", HOST, code=4)
     assert "without localhost nobody would consume: cpu, default, io; nothing was changed" in refused.stderr
