@@ -89,6 +89,9 @@ def test_what_runs_on_a_drained_host_ends_there_and_the_rest_waits(
     eventually(lambda: running.id in _active(cluster), within=20, what="it runs", cluster=cluster)
     gave_up = cluster.make("cluster-drain", HOST, "FORCE=1", "TIMEOUT=0", "REASON=new disk", code=11)
     assert f"tasks.probes.sleep ({running.id}) on cpu@localhost for" in gave_up.stderr
+    before = cluster.pid_of("worker-cpu")
+    cluster.make("cluster-restart", "SERVICE=worker-cpu")
+    assert cluster.pid_of("worker-cpu") == before, "it would consume again"
     later = app.send_task("tasks.probes.echo", ["later"])
     done = cluster.make("cluster-drain", HOST, "FORCE=1")
     assert running.ready(), "the drain waits for what runs"
