@@ -62,6 +62,19 @@ def test_a_broker_in_an_alarm_is_left_alone_and_the_alarm_named(cluster: LocalCl
     assert cluster.pid_of("rabbitmq") == before
 
 
+@pytest.mark.parametrize(
+    "command", [("cluster-up",), ("broker-restart",), ("cluster-restart", "SERVICE=rabbitmq")], ids=" ".join
+)
+def test_a_broker_that_an_interrupted_restart_drained_serves_again_after(
+    cluster: LocalCluster, app: Celery, command: tuple[str, ...]
+) -> None:
+    before = cluster.pid_of("rabbitmq")
+    subprocess.run([cluster.home / "bin" / "rabbitmq-upgrade", "drain"], check=True, capture_output=True)
+    cluster.make(*command)
+    assert app.send_task("tasks.probes.echo", ["back"]).get(timeout=60) == "back"
+    assert (cluster.pid_of("rabbitmq") == before) == (command == ("cluster-up",)), "up need not restart it"
+
+
 def test_the_last_host_of_a_queue_is_not_drained(cluster: LocalCluster) -> None:
     refused = cluster.make("cluster-drain", HOST, code=4)
     assert "without localhost nobody would consume: cpu, default, io; nothing was changed" in refused.stderr
@@ -76,6 +89,9 @@ def test_what_runs_on_a_drained_host_ends_there_and_the_rest_waits(
     eventually(lambda: running.id in _active(cluster), within=20, what="it runs", cluster=cluster)
     gave_up = cluster.make("cluster-drain", HOST, "FORCE=1", "TIMEOUT=0", "REASON=new disk", code=11)
     assert f"tasks.probes.sleep ({running.id}) on cpu@localhost for" in gave_up.stderr
+    before = cluster.pid_of("worker-cpu")
+    cluster.make("cluster-restart", "SERVICE=worker-cpu")
+    assert cluster.pid_of("worker-cpu") == before, "it would consume again"
     later = app.send_task("tasks.probes.echo", ["later"])
     done = cluster.make("cluster-drain", HOST, "FORCE=1")
     assert running.ready(), "the drain waits for what runs"

@@ -151,8 +151,8 @@ def _run(cluster: Cluster, variables: dict[str, Any], progress: Progress) -> pla
     except InterruptedByUserError as error:
         raise InterruptedByUserError(
             str(error),
-            next_step=f"make cluster-up CLUSTER={cluster.name} starts a node that was stopped just then;"
-            " after that run it again, for the nodes that are left",
+            next_step=f"make cluster-up CLUSTER={cluster.name} has a node serve again that was drained or"
+            " stopped just then; after that run it again, for the nodes that are left",
         ) from error
 
 
