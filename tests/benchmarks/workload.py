@@ -40,7 +40,7 @@ class Workload:
         return [contender.name for contender in self.contenders]
 
     def run(self, scene: Scene, repeats: int, say: Callable[[str], None], *, quick: bool) -> Table:
-        """Measure every pair ``repeats`` times.
+        """Measure every pair ``repeats`` times; ``quick``: every system once.
 
         Raises:
             MeasureError: a system could not be measured, or not all of its tasks ran.
@@ -49,9 +49,11 @@ class Workload:
         reference, *peers = self.contenders
         by_name = {contender.name: contender for contender in self.contenders}
         pairs = []
+        found: dict[str, Sample] = {}
         for turn in samples.turns(reference.name, [peer.name for peer in peers], repeats):
-            found = {}
             for name in turn.order:
+                if quick and name in found:
+                    continue
                 say(f"{self.name}: {name}")
                 found[name] = by_name[name].measure(scene, quick)
             pairs.append(Pair(turn.peer, found[reference.name], found[turn.peer]))
