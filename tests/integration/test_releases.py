@@ -101,6 +101,17 @@ def test_a_release_is_refused_and_the_old_one_goes_on_if_it(
     assert current(cluster)["entry"]["id"] == deployed
 
 
+def test_a_release_to_a_queue_that_was_never_declared_is_refused(cluster: LocalCluster, source: Path) -> None:
+    before = processes(cluster)
+    settings = {**SETTINGS, "app_source": str(source)}
+    cluster.settings(**settings, queues={"default": {}, "cpu": {}, "io": {"delivery_limit": 3}, "later": {}})
+    try:
+        assert "later" in cluster.make("cluster-release", code=8).stderr
+        assert processes(cluster) == before
+    finally:
+        cluster.settings(**settings)
+
+
 def test_a_rollback_goes_back_and_an_up_leaves_it_there(cluster: LocalCluster) -> None:
     deployed = current(cluster)["entry"]["id"]
     rolled = json.loads(cluster.make("cluster-rollback", "JSON=1").stdout)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from clusterkit.ops import addresses, deployment, playbook, probing, releases, status
+from clusterkit.ops import addresses, deployment, playbook, probing, releases, status, topology
 from clusterkit.ops.errors import ClusterUnhealthyError, DeployError, ReleaseError
 from clusterkit.ops.lock import alone, note
 from clusterkit.ops.progress import Progress
@@ -163,6 +163,7 @@ def _roll(cluster: Cluster, console: Console, way: Way, goal: _Goal) -> Rolled:
         sent = playbook.run(cluster, _SEND, {**ready.variables, "cluster_release_sent": True}, progress)
         tasks = deployment.manifest(sent)
         progress.start(_GATE)
+        _check_queues(cluster)
         if not way.allow_missing:
             _check_tasks(cluster, old_tasks, tasks, strict=goal.how == "release")
         record.begin(
@@ -292,6 +293,22 @@ def _failed(
         next_step=f"make cluster-rollback CLUSTER={cluster.name} takes {', '.join(done)} back;"
         " make cluster-release goes on with the others",
     )
+
+
+def _check_queues(cluster: Cluster) -> None:
+    """Refuse a release to queues that are in the inventory alone: a release declares none.
+
+    Raises:
+        ReleaseError: has their names.
+    """
+    with deployment.administrator(cluster) as broker:
+        bindings = broker.definitions()["bindings"]
+    reached = {binding["destination"] for binding in bindings if binding["source"] == topology.EXCHANGE}
+    if missing := sorted(cluster.queues.keys() - reached):
+        raise ReleaseError(
+            f"the inventory has queues that the broker has not: {', '.join(missing)}",
+            next_step=f"make cluster-up CLUSTER={cluster.name} declares them",
+        )
 
 
 def _check_tasks(
