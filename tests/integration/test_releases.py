@@ -104,7 +104,8 @@ def test_a_release_is_refused_and_the_old_one_goes_on_if_it(
 def test_a_release_to_a_queue_that_was_never_declared_is_refused(cluster: LocalCluster, source: Path) -> None:
     before = processes(cluster)
     settings = {**SETTINGS, "app_source": str(source)}
-    cluster.settings(**{**settings, "queues": {"default": {}, "later": {}}})
+    nodes = [{**SETTINGS["worker_nodes"][0], "queues": ["default", "later"]}]
+    cluster.settings(**{**settings, "queues": {"default": {}, "later": {}}, "worker_nodes": nodes})
     try:
         assert "later" in cluster.make("cluster-release", code=8).stderr
         assert processes(cluster) == before
